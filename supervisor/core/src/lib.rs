@@ -1,0 +1,7 @@
+//! Pure logic of Molt: ids, spec, intent, plan, machine, journal format, health, gc and wire types.
+//!
+//! In: plain data. Out: plain data. Must not: do I/O, read a clock or the environment, be async, name libc.
+
+pub mod code;
+pub mod ids;
+pub mod launch;
