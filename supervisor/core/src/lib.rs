@@ -5,3 +5,4 @@
 pub mod code;
 pub mod ids;
 pub mod launch;
+pub mod wire;

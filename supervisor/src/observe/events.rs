@@ -1,0 +1,69 @@
+//! The event log: numbered events, the last 1024 kept, any number of followers.
+//!
+//! In: events from the dispatcher and the effects. Out: events after a sequence number, now or when they come. Must not:
+//! block or grow: a slow follower loses the oldest events and sees the gap in the numbers.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use molt_core::{
+    ids::UpdateId,
+    wire::{Event, What},
+};
+use tokio::sync::watch;
+
+const KEPT: usize = 1024;
+
+/// Shared by everyone; cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct EventLog {
+    inner: Arc<Mutex<Ring>>,
+    last: Arc<watch::Sender<u64>>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    events: VecDeque<Event>,
+    last: u64,
+}
+
+impl EventLog {
+    /// An empty log whose first event has number `after + 1`.
+    pub(crate) fn new(after: u64) -> Self {
+        Self {
+            inner: Arc::new(Mutex::new(Ring { events: VecDeque::new(), last: after })),
+            last: Arc::new(watch::Sender::new(after)),
+        }
+    }
+
+    /// Adds an event and wakes the followers.
+    pub(crate) fn publish(&self, update: Option<UpdateId>, what: What) {
+        let mut ring = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        ring.last += 1;
+        let seq = ring.last;
+        if ring.events.len() == KEPT {
+            ring.events.pop_front();
+        }
+        ring.events.push_back(Event { seq, time: crate::observe::log::now(), update, what });
+        drop(ring);
+        self.last.send_replace(seq);
+    }
+
+    /// Number of the newest event.
+    pub(crate) fn last(&self) -> u64 {
+        *self.last.borrow()
+    }
+
+    /// The kept events with numbers above `after`.
+    pub(crate) fn after(&self, after: u64) -> Vec<Event> {
+        let ring = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        ring.events.iter().filter(|event| event.seq > after).cloned().collect()
+    }
+
+    /// A receiver that changes with each event.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.last.subscribe()
+    }
+}
