@@ -5,4 +5,5 @@
 pub mod code;
 pub mod ids;
 pub mod launch;
+pub mod spec;
 pub mod wire;
