@@ -3,7 +3,10 @@
 //! In: plain data. Out: plain data. Must not: do I/O, read a clock or the environment, be async, name libc.
 
 pub mod code;
+pub mod generation;
 pub mod ids;
+pub mod journal;
 pub mod launch;
 pub mod spec;
+pub mod machine;
 pub mod wire;

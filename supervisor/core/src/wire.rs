@@ -462,7 +462,9 @@ impl Problem {
             Code::NotFound => 404,
             Code::Busy | Code::Held | Code::Superseded | Code::NothingToRollBackTo => 409,
             Code::NoSpace => 507,
-            Code::PolicyWider | Code::KnownBad | Code::SignatureRefused | Code::WrongPlatform | Code::PolicyUnmet => 422,
+            Code::PolicyWider | Code::KnownBad | Code::SignatureRefused | Code::WrongPlatform | Code::PolicyUnmet => {
+                422
+            }
             Code::StoreUnusable | Code::Unsupported => 503,
             _ => 500,
         };

@@ -1,0 +1,276 @@
+//! The journal's slot: the few facts that decide what boots, and their exact bytes.
+//!
+//! In: [`Slot`] values, or 8192 bytes read from disk. Out: 4096 bytes for one of two places, or the newest valid slot.
+//! Must not: do I/O; `supervisor/src/store/journal.rs` writes in place and syncs.
+//!
+//! Layout of a slot, little endian: magic `MOLTJRNL` (8), format version (u32), feature flags (u32), sequence (u64),
+//! payload length (u32), CRC-32C over the whole slot with this field zero (u32), JSON payload, zero padding. Slot
+//! `sequence % 2` is written, so the other one always holds the state before.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    code::Code,
+    ids::{Digest, Generation, UpdateId},
+};
+
+/// Bytes of one slot.
+pub const SLOT_BYTES: usize = 4096;
+/// Bytes of the journal file.
+pub const FILE_BYTES: usize = 2 * SLOT_BYTES;
+/// Format version this code writes.
+pub const FORMAT: u32 = 1;
+/// Feature flags this code understands.
+pub const FEATURES: u32 = 0;
+/// Most digests remembered as bad; the oldest goes first.
+pub const MAX_BAD: usize = 12;
+
+const MAGIC: &[u8; 8] = b"MOLTJRNL";
+const HEADER: usize = 32;
+
+/// What is durable. `confirmed` and `trial` alone decide what boots.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Slot {
+    /// Rises by one a write; picks the place.
+    #[serde(skip)]
+    pub sequence: u64,
+    /// The generation that boots.
+    pub confirmed: Option<Generation>,
+    /// A generation that runs, or is about to, and is not proven.
+    pub trial: Option<Trial>,
+    /// The generation `rollback` returns to.
+    pub previous: Option<Generation>,
+    /// Number of the next generation.
+    pub next_generation: u32,
+    /// Number of the next update.
+    pub next_update: u64,
+    /// Digests that failed.
+    pub bad: Vec<Bad>,
+    /// Digest of the spec's `image` text last acted on.
+    pub spec_image: Option<Digest>,
+    /// Digest of the spec's policy text last acted on.
+    pub spec_policy: Option<Digest>,
+    /// Starts of PID 1 since the confirmed generation last ran for its monitor window.
+    pub starts: u32,
+}
+
+/// An unproven generation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Trial {
+    /// Which.
+    pub generation: Generation,
+    /// The update it belongs to.
+    pub update: UpdateId,
+    /// Whether it is a rollback (which is never itself rolled back).
+    pub rollback: bool,
+    /// `/proc/sys/kernel/random/boot_id` when it was recorded.
+    pub boot_id: String,
+    /// Molt was asked to stop while it ran: the stop says nothing about the generation.
+    pub clean_stop: bool,
+}
+
+/// A digest that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Bad {
+    /// The image.
+    pub digest: Digest,
+    /// The policy it failed with; another policy is another attempt.
+    pub policy: Digest,
+    /// The update that found out.
+    pub update: UpdateId,
+    /// Why.
+    pub reason: Code,
+    /// Milliseconds since 1970.
+    pub since_ms: u64,
+}
+
+/// Why a slot cannot be written or read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SlotError {
+    /// More facts than a slot holds.
+    #[error("fit {0} bytes of journal payload into a slot")]
+    TooLarge(usize),
+    /// Neither place holds a valid slot.
+    #[error("find a valid slot in the journal")]
+    NoneValid,
+    /// Written by a newer Molt: it may be booted from, not changed.
+    #[error("write a journal of format {format} with features {features:#x}: this Molt knows {FORMAT} and {FEATURES:#x}")]
+    Newer {
+        /// Its format version.
+        format: u32,
+        /// Its feature flags.
+        features: u32,
+    },
+}
+
+/// A journal that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    /// The newest valid slot.
+    pub slot: Slot,
+    /// Set when it was written by a newer Molt, which forbids writing.
+    pub newer: Option<SlotError>,
+    /// How many of the two places were valid.
+    pub valid: usize,
+}
+
+impl Slot {
+    /// A store's first slot.
+    pub fn first() -> Self {
+        Self { next_generation: 1, next_update: 1, ..Self::default() }
+    }
+
+    /// Byte offset this slot is written at.
+    pub fn offset(&self) -> u64 {
+        (self.sequence % 2) * SLOT_BYTES as u64
+    }
+
+    /// Whether `digest` under `policy` is remembered as bad.
+    pub fn bad(&self, digest: Digest, policy: Digest) -> Option<&Bad> {
+        self.bad.iter().find(|bad| bad.digest == digest && bad.policy == policy)
+    }
+
+    /// Remembers a failure, forgetting the oldest beyond [`MAX_BAD`].
+    pub fn remember_bad(&mut self, bad: Bad) {
+        self.bad.retain(|old| !(old.digest == bad.digest && old.policy == bad.policy));
+        self.bad.push(bad);
+        let excess = self.bad.len().saturating_sub(MAX_BAD);
+        self.bad.drain(..excess);
+    }
+
+    /// The bytes to write at [`Slot::offset`].
+    pub fn encode(&self) -> Result<Vec<u8>, SlotError> {
+        let payload = serde_json::to_vec(self).unwrap_or_default();
+        if payload.is_empty() || HEADER + payload.len() > SLOT_BYTES {
+            return Err(SlotError::TooLarge(payload.len()));
+        }
+        let length = u32::try_from(payload.len()).map_err(|_| SlotError::TooLarge(payload.len()))?;
+        let mut bytes = Vec::with_capacity(SLOT_BYTES);
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&FORMAT.to_le_bytes());
+        bytes.extend_from_slice(&FEATURES.to_le_bytes());
+        bytes.extend_from_slice(&self.sequence.to_le_bytes());
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&payload);
+        bytes.resize(SLOT_BYTES, 0);
+        let crc = crc32c::crc32c(&bytes).to_le_bytes();
+        if let Some(place) = bytes.get_mut(28..32) {
+            place.copy_from_slice(&crc);
+        }
+        Ok(bytes)
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes)
+}
+
+fn decode(bytes: &[u8]) -> Option<(Slot, u32, u32)> {
+    if bytes.get(..8)? != MAGIC {
+        return None;
+    }
+    let (format, features) = (word(bytes, 8)?, word(bytes, 12)?);
+    let sequence = u64::from_le_bytes(bytes.get(16..24)?.try_into().ok()?);
+    let (length, crc) = (word(bytes, 24)?, word(bytes, 28)?);
+    let mut checked = bytes.to_vec();
+    checked.get_mut(28..32)?.fill(0);
+    if crc32c::crc32c(&checked) != crc {
+        return None;
+    }
+    let payload = bytes.get(HEADER..HEADER.checked_add(usize::try_from(length).ok()?)?)?;
+    let slot: Slot = serde_json::from_slice(payload).ok()?;
+    Some((Slot { sequence, ..slot }, format, features))
+}
+
+/// Picks the newest valid slot of a journal file.
+pub fn read(file: &[u8]) -> Result<Read, SlotError> {
+    let slots: Vec<_> = file.chunks_exact(SLOT_BYTES).take(2).filter_map(decode).collect();
+    let valid = slots.len();
+    let (slot, format, features) =
+        slots.into_iter().max_by_key(|(slot, ..)| slot.sequence).ok_or(SlotError::NoneValid)?;
+    let newer = (format > FORMAT || features & !FEATURES != 0).then_some(SlotError::Newer { format, features });
+    Ok(Read { slot, newer, valid })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(sequence: u64) -> Slot {
+        Slot { sequence, confirmed: Some(Generation(7)), ..Slot::first() }
+    }
+
+    fn file(slots: &[&Slot]) -> Vec<u8> {
+        let mut file = vec![0; FILE_BYTES];
+        for slot in slots {
+            let at = usize::try_from(slot.offset()).unwrap();
+            file[at..at + SLOT_BYTES].copy_from_slice(&slot.encode().unwrap());
+        }
+        file
+    }
+
+    #[test]
+    fn the_newest_valid_slot_wins() {
+        let read = read(&file(&[&slot(4), &slot(5)])).unwrap();
+        assert_eq!((read.slot.sequence, read.valid, read.newer), (5, 2, None));
+    }
+
+    #[test]
+    fn a_torn_newest_slot_leaves_the_one_before() {
+        let whole = file(&[&slot(4), &slot(5)]);
+        for torn in SLOT_BYTES..SLOT_BYTES + 400 {
+            let mut file = whole.clone();
+            file[torn] ^= 0x40;
+            assert_eq!(read(&file).unwrap().slot.sequence, 4, "flip at {torn}");
+        }
+    }
+
+    #[test]
+    fn no_valid_slot_is_an_error_not_a_panic() {
+        assert_eq!(read(&[]), Err(SlotError::NoneValid));
+        assert_eq!(read(&vec![0xff; FILE_BYTES]), Err(SlotError::NoneValid));
+        assert_eq!(read(&vec![0; 3 * SLOT_BYTES + 1]), Err(SlotError::NoneValid));
+    }
+
+    #[test]
+    fn a_newer_format_boots_but_forbids_writing() {
+        let mut bytes = slot(2).encode().unwrap();
+        bytes[8] = 9;
+        bytes[28..32].fill(0);
+        let crc = crc32c::crc32c(&bytes).to_le_bytes();
+        bytes[28..32].copy_from_slice(&crc);
+        let read = read(&bytes).unwrap();
+        assert_eq!(read.slot.confirmed, Some(Generation(7)));
+        assert!(matches!(read.newer, Some(SlotError::Newer { format: 9, .. })));
+    }
+
+    #[test]
+    fn a_slot_full_of_bad_digests_still_fits() {
+        let mut slot = slot(1);
+        slot.trial = Some(Trial {
+            generation: Generation(u32::MAX),
+            update: UpdateId(u64::MAX),
+            rollback: true,
+            boot_id: "x".repeat(36),
+            clean_stop: true,
+        });
+        slot.spec_image = Some(Digest::from_bytes([255; 32]));
+        slot.spec_policy = slot.spec_image;
+        for number in 0..40u8 {
+            slot.remember_bad(Bad {
+                digest: Digest::from_bytes([number; 32]),
+                policy: Digest::from_bytes([255; 32]),
+                update: UpdateId(u64::MAX),
+                reason: Code::NothingToRollBackTo,
+                since_ms: u64::MAX,
+            });
+        }
+        assert_eq!(slot.bad.len(), MAX_BAD);
+        let bytes = slot.encode().expect("must fit");
+        assert_eq!(read(&bytes).unwrap().slot, slot);
+    }
+}

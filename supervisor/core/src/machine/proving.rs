@@ -1,0 +1,222 @@
+//! The trial: proof, confirmation, and the way back.
+//!
+//! In: what probes and operators say. Out: confirm or roll back. Must not: roll back a roll back, or roll back after
+//! the confirmation is durable.
+
+use super::{
+    Back, Effect, HookName, Kind, Moment, Patience, Phase, Purpose, State,
+    before::{drop_standby, end, remember_bad},
+    rest::{self, degrade, retry_later, runs_now},
+    swap::{fail_attempt, restore},
+};
+use crate::{code::Code, wire::Outcome};
+
+pub(super) fn ready(state: &mut State, instance: u64, ready: bool, at_ns: u64) {
+    if !state.serves(instance) {
+        return;
+    }
+    state.ready = ready;
+    if ready
+        && let Some(attempt) = state.attempt.as_mut()
+        && let (Some(since), None) = (attempt.signalled_ns, attempt.unready_ns)
+        && matches!(state.phase, Phase::Proving | Phase::RollingBack(_) | Phase::Swapping)
+    {
+        attempt.unready_ns = Some(at_ns.saturating_sub(since));
+    }
+}
+
+pub(super) fn proven(state: &mut State, now: Moment, instance: u64, out: &mut Vec<Effect>) {
+    if !state.serves(instance) {
+        return;
+    }
+    let Some(run) = state.serving else { return };
+    match (state.phase, state.settings.confirm_within_ms) {
+        (Phase::Proving, None) => confirm_now(state, out),
+        (Phase::Proving, Some(within)) => {
+            state.phase = Phase::AwaitingConfirm;
+            out.push(Effect::Wait(within));
+            out.push(Effect::Probe(run, Purpose::Watch));
+        }
+        (Phase::RollingBack(Back::Proving), _) => {
+            state.phase = Phase::RollingBack(Back::Recording);
+            state.slot.trial = None;
+            state.slot.confirmed = Some(run.generation);
+            out.push(Effect::Record(Box::new(state.slot.clone())));
+        }
+        (Phase::Degraded, _) => {
+            out.push(Effect::Warn(format!("generation {} is healthy again", run.generation)));
+            out.push(Effect::Unwait);
+            out.push(Effect::Probe(run, Purpose::Watch));
+            state.restarts = 0;
+            state.phase = Phase::Idle;
+            rest::settle(state, now, out);
+        }
+        (Phase::Stopping, _) => {}
+        _ => {
+            state.restarts = 0;
+            if state.slot.starts != 0 {
+                state.slot.starts = 0;
+                out.push(Effect::Record(Box::new(state.slot.clone())));
+            }
+            out.push(Effect::Probe(run, Purpose::Watch));
+        }
+    }
+}
+
+/// The one step that makes the trial what boots.
+pub(super) fn confirm_now(state: &mut State, out: &mut Vec<Effect>) {
+    let Some(to) = state.attempt.as_ref().and_then(|attempt| attempt.to) else { return };
+    state.phase = Phase::Confirming;
+    out.push(Effect::Unwait);
+    if state.slot.confirmed != Some(to) {
+        state.slot.previous = state.slot.confirmed;
+    }
+    state.slot.confirmed = Some(to);
+    state.slot.trial = None;
+    state.slot.starts = 0;
+    if let Some((image, policy)) = state.attempt.as_ref().and_then(|attempt| attempt.spec) {
+        state.slot.spec_image = image;
+        state.slot.spec_policy = policy;
+    }
+    out.push(Effect::Mark(to));
+    out.push(Effect::Record(Box::new(state.slot.clone())));
+}
+
+pub(super) fn finish_confirm(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
+    drop_standby(state, out);
+    state.restarts = 0;
+    if let Some(run) = state.serving {
+        out.push(Effect::Probe(run, Purpose::Watch));
+        out.push(Effect::Hook(HookName::PostConfirm, run));
+    }
+    if let Some(attempt) = state.attempt.take() {
+        let message = match state.exit_status {
+            Some(status) => format!("the program ended with status {status}, as the spec lets it"),
+            None => runs_now(state),
+        };
+        end(state, attempt, Outcome::Confirmed, None, message, out);
+    }
+    out.push(Effect::Collect);
+    after_end(state, now, out);
+}
+
+pub(super) fn finish_back(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
+    if let Some(run) = state.serving {
+        out.push(Effect::Probe(run, Purpose::Watch));
+        out.push(Effect::Hook(HookName::OnRollback, run));
+    }
+    if let Some(attempt) = state.attempt.take() {
+        let (code, why) = attempt.failure.clone().unwrap_or((Code::Internal, "the trial failed".to_owned()));
+        let message = format!("{why}; {}", runs_now(state));
+        end(state, attempt, Outcome::RolledBack, Some(code), message, out);
+    }
+    out.push(Effect::Collect);
+    after_end(state, now, out);
+}
+
+fn after_end(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
+    if state.exit_status.is_some() {
+        state.phase = Phase::Stopping;
+        if state.serving.is_none() {
+            rest::leave(state, out);
+        }
+        return;
+    }
+    rest::settle(state, now, out);
+}
+
+/// The trial failed after the gate: stop it, and bring the old generation back.
+pub(super) fn trial_failed(
+    state: &mut State,
+    now: Moment,
+    code: Code,
+    message: String,
+    exit_status: Option<i32>,
+    out: &mut Vec<Effect>,
+) {
+    fail_attempt(state, code, message);
+    if let Some(attempt) = state.attempt.as_mut() {
+        attempt.exit_status = attempt.exit_status.or(exit_status);
+    }
+    if let Some(attempt) = state.attempt.clone()
+        && attempt.kind == Kind::Update
+        && code.blames_image()
+    {
+        remember_bad(state, now, &attempt, code);
+    }
+    out.push(Effect::Unprobe);
+    out.push(Effect::Unwait);
+    state.phase = Phase::RollingBack(Back::Stopping);
+    match state.serving {
+        Some(run) if exit_status.is_some() => out.push(Effect::Stop(run, Patience::Kill)),
+        Some(run) => out.push(Effect::Stop(run, Patience::Grace(None))),
+        None => restore(state, out),
+    }
+}
+
+pub(super) fn unhealthy(state: &mut State, now: Moment, instance: u64, message: String, out: &mut Vec<Effect>) {
+    if !state.serves(instance) {
+        return;
+    }
+    let Some(run) = state.serving else { return };
+    match state.phase {
+        Phase::Proving | Phase::AwaitingConfirm if !state.settings.auto_rollback => {
+            state.phase = Phase::AwaitingConfirm;
+            out.push(Effect::Warn(format!(
+                "{message}; update.autoRollback is off: `molt confirm` keeps it, `molt reject` goes back"
+            )));
+        }
+        Phase::Proving | Phase::AwaitingConfirm => trial_failed(state, now, Code::Unhealthy, message, None, out),
+        Phase::RollingBack(Back::Proving) => degrade(state, Some((Code::Unhealthy, message)), out),
+        Phase::Idle => {
+            state.restarts += 1;
+            out.push(Effect::Warn(format!("{message}; generation {} is started again", run.generation)));
+            out.push(Effect::Unprobe);
+            if state.restarts == 1 {
+                rest::restart(state, now, out);
+            } else {
+                out.push(Effect::Wait(rest::backoff_ms(state.restarts - 2)));
+            }
+        }
+        Phase::Degraded => {
+            out.push(Effect::Warn(message));
+            out.push(Effect::Unprobe);
+            out.push(Effect::Stop(run, Patience::Grace(None)));
+        }
+        phase if phase.before_gate() => {
+            out.push(Effect::Warn(format!("{message}; the update under way goes on and replaces it")));
+        }
+        _ => {}
+    }
+}
+
+pub(super) fn confirm(state: &mut State, out: &mut Vec<Effect>) {
+    if matches!(state.phase, Phase::Proving | Phase::AwaitingConfirm) {
+        out.push(Effect::Unprobe);
+        confirm_now(state, out);
+    }
+}
+
+pub(super) fn reject(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
+    if matches!(state.phase, Phase::Proving | Phase::AwaitingConfirm) {
+        trial_failed(state, now, Code::Rejected, "rejected by the operator".to_owned(), None, out);
+    }
+}
+
+pub(super) fn waited(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
+    match state.phase {
+        Phase::AwaitingConfirm => {
+            let message = "nobody confirmed it in time".to_owned();
+            trial_failed(state, now, Code::DeadlineExceeded, message, None, out);
+        }
+        Phase::Idle if state.restarts > 0 && state.serving.is_some() => rest::restart(state, now, out),
+        Phase::Resolving => {
+            if let Some(attempt) = state.attempt.as_ref() {
+                out.push(Effect::Resolve(attempt.id));
+            }
+        }
+        Phase::Degraded if state.serving.is_none() && state.standby.is_none() => rest::retry(state, out),
+        Phase::Degraded if state.serving.is_none() => retry_later(state, out),
+        _ => {}
+    }
+}

@@ -1,0 +1,51 @@
+//! `step`: one event, one answer.
+//!
+//! In: a state and an event. Out: effects; the state is changed in place. Must not: panic, or ignore an event without
+//! meaning to. Which file answers: `before` up to the first signal, `swap` from there to exec, `proving` for trials and
+//! roll backs, `rest` for everything that can happen at any time.
+
+use super::{Effect, Event, Moment, Phase, State, before, proving, rest, swap};
+
+/// Answers `event`. Effects must be started in the order given.
+pub fn step(state: &mut State, now: Moment, event: Event) -> Vec<Effect> {
+    let mut out = Vec::new();
+    if state.phase == Phase::Exited {
+        return out;
+    }
+    match event {
+        Event::Boot(found) => rest::boot(state, now, found, &mut out),
+        Event::Intent { target, by, note } => before::intent(state, now, target, by, note, &mut out),
+        Event::Cancel => before::cancel(state, now, &mut out),
+        Event::Apply => before::apply(state, &mut out),
+        Event::Hold => state.hold = true,
+        Event::Release => before::release(state, &mut out),
+        Event::Resolved { id } => before::resolved(state, id, &mut out),
+        Event::Planned { id, noop } => before::planned(state, now, id, noop, &mut out),
+        Event::Fetched { id } => before::fetched(state, id, &mut out),
+        Event::Staged { id, record } => before::staged(state, now, id, *record, &mut out),
+        Event::Failed { id, code, message, refused } => {
+            before::failed(state, now, id, code, message, refused, &mut out);
+        }
+        Event::Armed { instance } => swap::armed(state, now, instance, &mut out),
+        Event::NotArmed { instance, code, message } => {
+            swap::not_armed(state, now, instance, code, message, &mut out);
+        }
+        Event::PreStopDone { id } => swap::pre_stop_done(state, id, &mut out),
+        Event::Recorded => swap::recorded(state, now, &mut out),
+        Event::NotRecorded { message } => swap::not_recorded(state, now, message, &mut out),
+        Event::Exited { instance, status, at_ns } => rest::exited(state, now, instance, status, at_ns, &mut out),
+        Event::Gone { instance, at_ns } => swap::gone(state, now, instance, at_ns, &mut out),
+        Event::NotGone { instance } => swap::not_gone(state, now, instance, &mut out),
+        Event::Execed { instance, at_ns } => swap::execed(state, now, instance, at_ns, &mut out),
+        Event::NotExeced { instance, message } => swap::not_execed(state, now, instance, message, &mut out),
+        Event::Ready { instance, ready, at_ns } => proving::ready(state, instance, ready, at_ns),
+        Event::Proven { instance } => proving::proven(state, now, instance, &mut out),
+        Event::Unhealthy { instance, message } => proving::unhealthy(state, now, instance, message, &mut out),
+        Event::Confirm => proving::confirm(state, &mut out),
+        Event::Reject => proving::reject(state, now, &mut out),
+        Event::Waited => proving::waited(state, now, &mut out),
+        Event::Terminate { signal } => rest::terminate(state, now, signal, &mut out),
+        Event::Collected { known } => state.known = known,
+    }
+    out
+}

@@ -1,0 +1,343 @@
+//! The machine: totality, the story of an update, every way back, and the bugs other systems had.
+
+use proptest::prelude::*;
+
+use super::{table, *};
+use crate::{code::Code, ids::{Generation, UpdateId}, wire::Outcome};
+
+fn now() -> Moment {
+    Moment { mono_ns: 1_000, unix_ms: 1 }
+}
+
+fn outcomes(effects: &[Effect]) -> Vec<Outcome> {
+    effects.iter().filter_map(|e| if let Effect::End(ended) = e { Some(ended.outcome) } else { None }).collect()
+}
+
+/// Plays the supervisor: answers every effect well, except where `fail` says otherwise.
+struct World {
+    state: State,
+    ended: Vec<Ended>,
+    log: Vec<Effect>,
+    sick: Vec<Generation>,
+    exit: Option<i32>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut state = table::typical(Phase::Idle);
+        state.slot.previous = None;
+        Self { state, ended: vec![], log: vec![], sick: vec![], exit: None }
+    }
+
+    fn send(&mut self, event: Event) {
+        let mut queue = std::collections::VecDeque::from([event]);
+        let mut fuel = 500;
+        while let Some(event) = queue.pop_front() {
+            fuel -= 1;
+            assert!(fuel > 0, "the machine runs in circles: {:?}", self.log);
+            let effects = step(&mut self.state, now(), event);
+            for effect in effects {
+                self.log.push(effect.clone());
+                match effect {
+                    Effect::Resolve(id) => queue.push_back(Event::Resolved { id }),
+                    Effect::Plan(id) => queue.push_back(Event::Planned { id, noop: false }),
+                    Effect::Fetch(id) => queue.push_back(Event::Fetched { id }),
+                    Effect::Stage { id, as_number } => {
+                        let mut record = self.state.known.values().next().unwrap().clone();
+                        record.generation = as_number;
+                        record.digest = Some(crate::ids::Digest::from_bytes([u8::try_from(as_number.0).unwrap(); 32]));
+                        queue.push_back(Event::Staged { id, record: Box::new(record) });
+                    }
+                    Effect::Arm(run) => queue.push_back(Event::Armed { instance: run.instance }),
+                    Effect::PreStop { id, .. } => queue.push_back(Event::PreStopDone { id }),
+                    Effect::Record(_) => queue.push_front(Event::Recorded),
+                    Effect::Stop(run, _) => {
+                        queue.push_back(Event::Exited { instance: run.instance, status: 0, at_ns: 10 });
+                        queue.push_back(Event::Gone { instance: run.instance, at_ns: 10 });
+                    }
+                    Effect::Open(run) => queue.push_back(Event::Execed { instance: run.instance, at_ns: 25 }),
+                    Effect::Probe(run, Purpose::Trial) if self.sick.contains(&run.generation) => {
+                        queue.push_back(Event::Unhealthy { instance: run.instance, message: "sick".into() });
+                    }
+                    Effect::Probe(run, Purpose::Trial) => queue.push_back(Event::Proven { instance: run.instance }),
+                    Effect::End(ended) => self.ended.push(*ended),
+                    Effect::Exit(status) => self.exit = Some(status),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn update(&mut self, image: &str) {
+        let image = image.parse().unwrap();
+        let target =
+            Target::Image { image, policy: None, stage_only: false, force: false, allow_wider: false, spec: None };
+        self.send(Event::Intent { target, by: "test".into(), note: None });
+    }
+
+    fn serving(&self) -> Generation {
+        self.state.serving.expect("something must run").generation
+    }
+
+    fn last(&self) -> &Ended {
+        self.ended.last().expect("an attempt must have ended")
+    }
+}
+
+#[test]
+fn every_pair_of_phase_and_event_has_an_answer() {
+    for phase in Phase::ALL {
+        for (name, event) in table::events() {
+            let mut state = table::typical(phase);
+            let effects = step(&mut state, now(), event);
+            assert!(
+                !(state.phase == Phase::Degraded
+                    && state.serving.is_none()
+                    && state.standby.is_none()
+                    && phase != Phase::Degraded
+                    && !effects.iter().any(|e| matches!(e, Effect::Wait(_)))),
+                "{phase:?} x {name}: degraded without a timer"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_update_is_confirmed_and_its_gap_measured() {
+    let mut world = World::new();
+    world.update("registry.example.com/app:9");
+    assert_eq!(world.last().outcome, Outcome::Confirmed);
+    assert_eq!(world.last().attempt.downtime_ns, Some(15));
+    assert_eq!(world.serving(), Generation(4));
+    assert_eq!(world.state.slot.confirmed, Some(Generation(4)));
+    assert_eq!(world.state.slot.previous, Some(Generation(1)));
+    assert_eq!(world.state.phase, Phase::Idle);
+    assert_eq!(world.state.standby, None);
+}
+
+#[test]
+fn the_trial_is_durable_before_the_first_signal_and_nothing_is_synced_in_the_gap() {
+    let mut world = World::new();
+    world.update("registry.example.com/app:9");
+    let at = |what: fn(&Effect) -> bool| world.log.iter().position(what).unwrap();
+    let recorded = at(|e| matches!(e, Effect::Record(slot) if slot.trial.is_some()));
+    let stop = at(|e| matches!(e, Effect::Stop(..)));
+    let open = at(|e| matches!(e, Effect::Open(_)));
+    let confirmed = at(|e| matches!(e, Effect::Record(slot) if slot.confirmed == Some(Generation(4))));
+    assert!(recorded < stop && stop < open && open < confirmed);
+    let in_gap = world.log.get(stop..open).unwrap();
+    assert!(!in_gap.iter().any(|e| matches!(e, Effect::Record(_) | Effect::Mark(_) | Effect::Collect)));
+}
+
+#[test]
+fn a_sick_update_comes_back_by_itself_and_is_remembered() {
+    let mut world = World::new();
+    world.sick = vec![Generation(4)];
+    world.update("registry.example.com/app:bad");
+    assert_eq!(world.last().outcome, Outcome::RolledBack);
+    assert_eq!(world.last().reason, Some(Code::Unhealthy));
+    assert_eq!(world.serving(), Generation(1));
+    assert_eq!(world.state.slot.confirmed, Some(Generation(1)));
+    assert_eq!(world.state.slot.trial, None);
+    assert_eq!(world.state.slot.bad.len(), 1);
+}
+
+#[test]
+fn good_bad_good_works() {
+    let mut world = World::new();
+    world.update("registry.example.com/app:2");
+    world.sick = vec![Generation(5)];
+    world.update("registry.example.com/app:bad");
+    world.update("registry.example.com/app:3");
+    let ends: Vec<_> = world.ended.iter().map(|ended| ended.outcome).collect();
+    assert_eq!(ends, [Outcome::Confirmed, Outcome::RolledBack, Outcome::Confirmed]);
+    assert_eq!(world.serving(), Generation(6));
+}
+
+#[test]
+fn rollback_by_hand_re_enters_the_same_generation() {
+    let mut world = World::new();
+    world.update("registry.example.com/app:2");
+    world.send(Event::Intent { target: Target::Back(None), by: "test".into(), note: None });
+    assert_eq!(world.last().outcome, Outcome::Confirmed);
+    assert_eq!(world.serving(), Generation(1));
+    assert_eq!(world.state.slot.confirmed, Some(Generation(1)));
+    assert_eq!(world.state.slot.previous, Some(Generation(4)));
+}
+
+#[test]
+fn a_rollback_is_never_rolled_back() {
+    let mut world = World::new();
+    world.update("registry.example.com/app:2");
+    world.sick = vec![Generation(1)];
+    world.send(Event::Intent { target: Target::Back(None), by: "test".into(), note: None });
+    assert_eq!(world.last().outcome, Outcome::Degraded);
+    assert_eq!(world.state.phase, Phase::Degraded);
+    assert!(matches!(world.log.iter().rev().find(|e| matches!(e, Effect::Wait(_))), Some(Effect::Wait(1000))));
+    world.send(Event::Waited);
+    assert_eq!(world.serving(), Generation(4), "the confirmed one is tried again");
+    assert_eq!(world.state.phase, Phase::Idle);
+}
+
+#[test]
+fn if_both_fail_it_degrades_and_keeps_trying() {
+    let mut world = World::new();
+    world.sick = vec![Generation(1), Generation(4)];
+    world.update("registry.example.com/app:bad");
+    assert_eq!(world.last().outcome, Outcome::Degraded);
+    world.send(Event::Waited);
+    assert_eq!(world.state.phase, Phase::Degraded);
+    world.sick.clear();
+    world.send(Event::Waited);
+    assert_eq!(world.state.phase, Phase::Idle);
+    assert_eq!(world.serving(), Generation(1));
+}
+
+#[test]
+fn rollback_with_nothing_to_go_back_to_is_refused() {
+    let mut world = World::new();
+    world.send(Event::Intent { target: Target::Back(None), by: "test".into(), note: None });
+    assert_eq!(world.last().outcome, Outcome::Refused);
+    assert_eq!(world.last().reason, Some(Code::NothingToRollBackTo));
+    assert_eq!(world.serving(), Generation(1));
+}
+
+#[test]
+fn a_newer_intent_supersedes_one_before_the_gate_and_waits_behind_one_after_it() {
+    for phase in Phase::ALL.into_iter().filter(|phase| phase.before_gate()) {
+        let mut state = table::typical(phase);
+        let target = Target::Back(None);
+        let effects = step(&mut state, now(), Event::Intent { target, by: "t".into(), note: None });
+        assert_eq!(outcomes(&effects), [Outcome::Aborted], "{phase:?}");
+    }
+    for phase in [Phase::Quiescing, Phase::Swapping, Phase::Proving, Phase::RollingBack(Back::Proving)] {
+        let mut state = table::typical(phase);
+        let target = Target::Back(None);
+        let effects = step(&mut state, now(), Event::Intent { target, by: "t".into(), note: None });
+        assert_eq!(outcomes(&effects), [], "{phase:?}");
+        assert!(state.queued.is_some(), "{phase:?}");
+    }
+}
+
+#[test]
+fn the_workload_s_exit_is_pid_1_s_exit_and_aborts_an_update_before_its_gate() {
+    for phase in Phase::ALL.into_iter().filter(|phase| phase.before_gate() || *phase == Phase::Idle) {
+        let mut state = table::typical(phase);
+        let mut effects = step(&mut state, now(), Event::Exited { instance: 1, status: 7, at_ns: 1 });
+        effects.extend(step(&mut state, now(), Event::Gone { instance: 1, at_ns: 2 }));
+        assert!(effects.contains(&Effect::Exit(7)), "{phase:?}: {effects:?}");
+    }
+}
+
+#[test]
+fn a_clean_stop_does_not_burn_the_trial_and_a_kill_does() {
+    let mut world = World::new();
+    world.state = table::typical(Phase::Proving);
+    let effects = step(&mut world.state, now(), Event::Terminate { signal: 15 });
+    let slot = effects.iter().find_map(|e| if let Effect::Record(slot) = e { Some(slot.clone()) } else { None }).unwrap();
+    assert!(slot.trial.as_ref().unwrap().clean_stop);
+    let known = world.state.known.clone();
+
+    let mut again = World::new();
+    again.state = State::new((*slot).clone(), known.clone(), Settings::default());
+    again.send(Event::Boot(Found::default()));
+    assert_eq!(again.last().outcome, Outcome::Confirmed);
+    assert_eq!(again.serving(), Generation(2));
+
+    let mut killed = *slot;
+    killed.trial.as_mut().unwrap().clean_stop = false;
+    let mut again = World::new();
+    again.state = State::new(killed, known, Settings::default());
+    again.send(Event::Boot(Found::default()));
+    assert_eq!(again.ended.first().unwrap().outcome, Outcome::RolledBack);
+    assert_eq!(again.serving(), Generation(1));
+    assert_eq!(again.state.slot.bad.len(), 1);
+}
+
+#[test]
+fn liveness_restarts_the_same_generation_with_back_off() {
+    let mut world = World::new();
+    world.send(Event::Unhealthy { instance: 1, message: "no answer".into() });
+    assert_eq!(world.serving(), Generation(1));
+    assert_eq!(world.last().attempt.kind, Kind::Restart);
+    let instance = world.state.serving.unwrap().instance;
+    world.log.clear();
+    world.send(Event::Unhealthy { instance, message: "no answer".into() });
+    assert!(world.log.contains(&Effect::Wait(1000)), "{:?}", world.log);
+}
+
+#[test]
+fn a_first_image_that_cannot_be_had_is_tried_for_ever() {
+    let mut state = State::new(crate::journal::Slot::first(), std::collections::BTreeMap::new(), Settings::default());
+    let found = Found { image: "registry.example.com/app:1".parse().ok(), ..Found::default() };
+    let effects = step(&mut state, now(), Event::Boot(found));
+    let id = UpdateId(1);
+    assert!(effects.contains(&Effect::Resolve(id)));
+    for wait in [1000, 2000, 4000] {
+        let failed = Event::Failed { id, code: Code::RegistryUnreachable, message: "no".into(), refused: false };
+        assert!(step(&mut state, now(), failed).contains(&Effect::Wait(wait)));
+        assert_eq!(step(&mut state, now(), Event::Waited), [Effect::Resolve(id)]);
+    }
+}
+
+#[test]
+fn a_program_that_completes_confirms_and_ends_pid_1() {
+    let mut world = World::new();
+    world.state = table::typical(Phase::Proving);
+    world.state.settings.completes = true;
+    world.send(Event::Exited { instance: 1, status: 0, at_ns: 5 });
+    world.send(Event::Gone { instance: 1, at_ns: 6 });
+    assert_eq!(world.last().outcome, Outcome::Confirmed);
+    assert_eq!(world.exit, Some(0));
+}
+
+#[test]
+fn the_table_in_docs_is_the_code_s() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/STATE-MACHINE.md");
+    let made = table::markdown();
+    if std::env::var_os("MOLT_BLESS").is_some() {
+        std::fs::write(path, &made).unwrap();
+    }
+    let kept = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(kept == made, "docs/STATE-MACHINE.md is stale: MOLT_BLESS=1 cargo test -p molt-core");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Random events in random order: no panic, one store truth, and never neither without a plan.
+    #[test]
+    fn random_events_keep_the_promises(picks in proptest::collection::vec((0usize..64, 1u64..6), 1..60)) {
+        let mut state = table::typical(Phase::Idle);
+        for (pick, instance) in picks {
+            let events = table::events();
+            let (_, mut event) = events[pick % events.len()].clone();
+            match &mut event {
+                Event::Exited { instance: i, .. } | Event::Gone { instance: i, .. } | Event::Execed { instance: i, .. }
+                | Event::Armed { instance: i } | Event::NotArmed { instance: i, .. } | Event::Proven { instance: i }
+                | Event::Unhealthy { instance: i, .. } | Event::NotGone { instance: i } => *i = instance,
+                Event::Resolved { id } | Event::Planned { id, .. } | Event::Fetched { id } | Event::Staged { id, .. }
+                | Event::Failed { id, .. } | Event::PreStopDone { id } => {
+                    if let Some(attempt) = &state.attempt { *id = attempt.id; }
+                }
+                _ => {}
+            }
+            let before = state.clone();
+            let effects = step(&mut state, now(), event.clone());
+            // Something boots, always.
+            prop_assert!(state.slot.confirmed.is_some());
+            // The gate opens only when nobody serves.
+            if effects.iter().any(|e| matches!(e, Effect::Open(_))) {
+                let serving_before = before.serving.is_some() && !matches!(event, Event::Gone { .. });
+                prop_assert!(!serving_before, "{before:?} {event:?}");
+            }
+            // No signal to the confirmed workload for an update before its trial is durable.
+            if effects.iter().any(|e| matches!(e, Effect::Stop(..)))
+                && state.phase == Phase::Quiescing
+                && state.attempt.as_ref().is_some_and(|a| a.kind != Kind::Restart)
+            {
+                prop_assert!(before.slot.trial.is_some());
+            }
+        }
+    }
+}
