@@ -1,1 +1,19 @@
-//! Being written.
+//! Sandbox policy: schema, parse, validate, lower, compare, explain.
+//!
+//! In: policy documents and reports. Out: what the shim enforces, and what is wider than before. Must not: make a
+//! system call, or open a path.
+
+mod identity;
+mod network;
+mod parse;
+mod schema;
+mod validate;
+
+pub use identity::RunAs;
+pub use network::{Middleware, OnError, Selector};
+pub use parse::{MAX_BYTES, from_value, parse, schema};
+pub use schema::{
+    AccessPreset, Binary, Compatibility, CredentialBinding, CredentialSigning, Endpoint, Enforcement, Filesystem,
+    GraphqlOperation, JsonRpc, LandlockSection, Matching, Mcp, NetworkRule, PersistedQueries, Policy, Process,
+    Protocol, Rule, Tls,
+};
