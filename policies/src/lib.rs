@@ -4,12 +4,15 @@
 //! system call, or open a path.
 
 mod identity;
+mod lower;
 mod network;
 mod parse;
 mod schema;
+pub mod seccomp;
 mod validate;
 
 pub use identity::RunAs;
+pub use lower::{Context, Lowered, MIN_ABI, lower, unconfined};
 pub use network::{Middleware, OnError, Selector};
 pub use parse::{MAX_BYTES, from_value, parse, schema};
 pub use schema::{

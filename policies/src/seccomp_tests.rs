@@ -1,0 +1,179 @@
+//! The programs, loaded for real: a filter holds for the thread that loads it and what it starts.
+
+use std::{io, process::Command, thread};
+
+use super::*;
+
+/// Runs `work` on a thread of its own that has the filters.
+fn confined<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    thread::spawn(|| {
+        for program in programs().unwrap() {
+            seccompiler::apply_filter(&program).unwrap();
+        }
+        work()
+    })
+    .join()
+    .unwrap()
+}
+
+/// A little interpreter of classic BPF, so that every row is tried, also those that need arguments no safe call takes.
+fn answer(arch: u32, number: i64, args: [u64; 6]) -> u32 {
+    let mut data = vec![u32::try_from(number & 0xffff_ffff).unwrap(), arch, 0, 0];
+    for arg in args {
+        data.push(u32::try_from(arg & 0xffff_ffff).unwrap());
+        data.push(u32::try_from(arg >> 32).unwrap());
+    }
+    let answers = floor().unwrap().into_iter().map(|program| {
+        let (mut at, mut acc) = (0, 0u32);
+        loop {
+            let op = program[at];
+            let (code, jt, jf) = (op >> 48, (op >> 40 & 0xff) as usize, (op >> 32 & 0xff) as usize);
+            let k = u32::try_from(op & 0xffff_ffff).unwrap();
+            at += 1;
+            match code {
+                0x20 => acc = data[k as usize / 4],
+                0x54 => acc &= k,
+                0x05 => at += k as usize,
+                0x15 => at += if acc == k { jt } else { jf },
+                0x25 => at += if acc > k { jt } else { jf },
+                0x35 => at += if acc >= k { jt } else { jf },
+                0x06 => break k,
+                other => panic!("instruction {other:#x}"),
+            }
+        }
+    });
+    // The kernel takes the answer with the highest precedence; as signed numbers that is the least.
+    answers.min_by_key(|answer| (answer & 0xffff_0000).cast_signed()).unwrap()
+}
+
+#[cfg(target_arch = "x86_64")]
+const HERE: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const HERE: u32 = 0xc000_00b7;
+
+fn errno(error: c_int) -> u32 {
+    libc::SECCOMP_RET_ERRNO | bits(error)
+}
+
+#[test]
+fn every_row_without_conditions_is_refused_with_its_errno() {
+    for denied in TABLE.iter().filter(|denied| denied.when.is_empty()) {
+        assert_eq!(answer(HERE, denied.number, [0; 6]), errno(denied.errno), "{}", denied.name);
+    }
+}
+
+#[test]
+fn rows_with_conditions_are_refused_only_when_they_hold() {
+    let allow = libc::SECCOMP_RET_ALLOW;
+    let thread = 0x003d_0f00; // What pthread_create asks for.
+    let high = 0xdead_0000_0000_0000;
+    for (number, args, expected) in [
+        (libc::SYS_clone, [0x11, 0, 0, 0, 0, 0], allow),
+        (libc::SYS_clone, [thread, 0, 0, 0, 0, 0], allow),
+        (libc::SYS_clone, [0x4000 | 0x100 | 0x11, 0, 0, 0, 0, 0], allow),
+        (libc::SYS_clone, [0x1000_0011, 0, 0, 0, 0, 0], errno(EPERM)),
+        (libc::SYS_clone, [high | 0x0002_0011, 0, 0, 0, 0, 0], errno(EPERM)),
+        (libc::SYS_unshare, [0x400, 0, 0, 0, 0, 0], allow),
+        (libc::SYS_unshare, [0x80, 0, 0, 0, 0, 0], errno(EPERM)),
+        (libc::SYS_unshare, [0x4000_0000, 0, 0, 0, 0, 0], errno(EPERM)),
+        (libc::SYS_ioctl, [0, 0x5401, 0, 0, 0, 0], allow),
+        (libc::SYS_ioctl, [0, 0x5412, 0, 0, 0, 0], errno(EPERM)),
+        // The kernel looks at 32 bits of the request: so must the filter.
+        (libc::SYS_ioctl, [0, high | 0x5412, 0, 0, 0, 0], errno(EPERM)),
+        (libc::SYS_ioctl, [0, 0x541c, 0, 0, 0, 0], errno(EPERM)),
+        (libc::SYS_socket, [1, 1, 0, 0, 0, 0], allow),
+        (libc::SYS_socket, [2, 1, 6, 0, 0, 0], allow),
+        (libc::SYS_socket, [10, 2, 17, 0, 0, 0], allow),
+        (libc::SYS_socket, [16, 3, 0, 0, 0, 0], allow),
+        (libc::SYS_socket, [16, 3, 9, 0, 0, 0], errno(EAFNOSUPPORT)),
+        (libc::SYS_socket, [17, 3, 0, 0, 0, 0], errno(EAFNOSUPPORT)),
+        (libc::SYS_socket, [40, 1, 0, 0, 0, 0], errno(EAFNOSUPPORT)),
+        (libc::SYS_socket, [31, 1, 0, 0, 0, 0], errno(EAFNOSUPPORT)),
+        (libc::SYS_socket, [2, 1, 262, 0, 0, 0], errno(EAFNOSUPPORT)),
+        (libc::SYS_socket, [10, 1, 256, 0, 0, 0], errno(EAFNOSUPPORT)),
+        (libc::SYS_socket, [2, 1, 132, 0, 0, 0], errno(EAFNOSUPPORT)),
+        (libc::SYS_sendto, [3, 0, 0, 0x4000, 0, 0], allow),
+        (libc::SYS_sendto, [3, 0, 0, 0x2000_4000, 0, 0], errno(EPERM)),
+        (libc::SYS_sendmsg, [3, 0, 0x2000_0000, 0, 0, 0], errno(EPERM)),
+        (libc::SYS_sendmsg, [3, 0, 0x4000, 0x2000_0000, 0, 0], allow),
+        (libc::SYS_sendmmsg, [3, 0, 1, 0x2000_0000, 0, 0], errno(EPERM)),
+        (libc::SYS_execve, [0; 6], allow),
+        (libc::SYS_openat, [0; 6], allow),
+        (libc::SYS_seccomp, [0; 6], allow),
+        (libc::SYS_prctl, [0; 6], allow),
+    ] {
+        assert_eq!(answer(HERE, number, args), expected, "call {number} with {args:x?}");
+    }
+}
+
+#[test]
+fn calls_of_another_architecture_are_not_answered_by_number() {
+    let i386 = 0x4000_0003;
+    assert_eq!(answer(i386, 1, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn x32_calls_are_refused() {
+    for number in [libc::SYS_mount, libc::SYS_read, libc::SYS_ptrace] {
+        assert_eq!(answer(HERE, number | 0x4000_0000, [0; 6]), errno(ENOSYS));
+    }
+}
+
+#[test]
+fn the_kernel_refuses_what_the_table_says() {
+    use nix::{
+        errno::Errno,
+        mount::{MsFlags, mount, umount},
+        sched::{CloneFlags, unshare},
+        sys::{
+            ptrace,
+            socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, send, socket},
+        },
+    };
+    confined(|| {
+        let none: Option<&str> = None;
+        assert_eq!(mount(Some("x"), "/tmp", Some("tmpfs"), MsFlags::empty(), none), Err(Errno::EPERM));
+        assert_eq!(umount("/nowhere"), Err(Errno::EPERM), "not ENOENT: refused before the path is looked at");
+        assert_eq!(ptrace::traceme(), Err(Errno::EPERM));
+        for flag in [CloneFlags::CLONE_NEWUSER, CloneFlags::CLONE_NEWNET, CloneFlags::CLONE_NEWNS] {
+            assert_eq!(unshare(flag), Err(Errno::EPERM));
+        }
+        assert_eq!(unshare(CloneFlags::CLONE_FS), Ok(()));
+        let open = |family, kind, protocol| socket(family, kind, SockFlag::empty(), protocol).map(drop);
+        let any: Option<SockProtocol> = None;
+        assert_eq!(open(AddressFamily::Packet, SockType::Raw, any), Err(Errno::EAFNOSUPPORT));
+        assert_eq!(open(AddressFamily::Vsock, SockType::Stream, any), Err(Errno::EAFNOSUPPORT));
+        let audit = Some(SockProtocol::NetlinkAudit);
+        assert_eq!(open(AddressFamily::Netlink, SockType::Raw, audit), Err(Errno::EAFNOSUPPORT));
+        assert_eq!(open(AddressFamily::Netlink, SockType::Raw, Some(SockProtocol::NetlinkRoute)), Ok(()));
+        assert_eq!(open(AddressFamily::Inet, SockType::Stream, any), Ok(()));
+        assert_eq!(open(AddressFamily::Unix, SockType::Stream, any), Ok(()));
+        let tcp = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), any).unwrap();
+        let fast = MsgFlags::from_bits_retain(MSG_FASTOPEN);
+        use std::os::fd::AsRawFd as _;
+        assert_eq!(send(tcp.as_raw_fd(), b"x", fast), Err(Errno::EPERM));
+    });
+}
+
+#[test]
+fn ordinary_programs_run() {
+    confined(|| {
+        let threads: Vec<_> = (0..4).map(|n| thread::spawn(move || n * 2)).collect();
+        assert_eq!(threads.into_iter().map(|t| t.join().unwrap()).sum::<i32>(), 12);
+        let output = Command::new("/bin/sh").args(["-c", "echo $(echo a | cat) $((1+1)); exit 3"]).output().unwrap();
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(3), b"a 2\n".as_slice()));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = std::net::TcpStream::connect(address).unwrap();
+        let mut server = listener.accept().unwrap().0;
+        io::Write::write_all(&mut client, b"hello").unwrap();
+        drop(client);
+        let mut text = String::new();
+        io::Read::read_to_string(&mut server, &mut text).unwrap();
+        assert_eq!(text, "hello");
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a"), "b").unwrap();
+        std::fs::rename(folder.path().join("a"), folder.path().join("c")).unwrap();
+    });
+}
