@@ -3,6 +3,9 @@
 //! In: policy documents and reports. Out: what the shim enforces, and what is wider than before. Must not: make a
 //! system call, or open a path.
 
+mod builtin;
+mod compare;
+mod explain;
 mod identity;
 mod lower;
 mod network;
@@ -11,6 +14,9 @@ mod schema;
 pub mod seccomp;
 mod validate;
 
+pub use builtin::{BUILTINS, builtin, default_policy, default_policy_for};
+pub use compare::{Resolved, TcpUse, Wider, assumed, compare};
+pub use explain::{Line, Verdict, explain};
 pub use identity::RunAs;
 pub use lower::{Context, Lowered, MIN_ABI, lower, unconfined};
 pub use network::{Middleware, OnError, Selector};
