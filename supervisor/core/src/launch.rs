@@ -17,7 +17,7 @@ pub const VERSION: u32 = 1;
 pub struct Launch {
     /// [`VERSION`].
     pub version: u32,
-    /// Absolute in-root path of the program; already resolved, exec is by path, never by `PATH`.
+    /// The program: an absolute in-root path, or a bare name that the confined init looks up in the `PATH` of `env`.
     pub program: String,
     /// `argv`, the name first.
     pub argv: Vec<String>,
@@ -38,6 +38,8 @@ pub struct Launch {
     pub late_mounts: Vec<LateMount>,
     /// How `/proc` is provided.
     pub proc: ProcMode,
+    /// A notify socket travels along and is bound at `/run/molt/notify`.
+    pub notify: bool,
     /// Give the workload a controlling terminal (its standard streams are one).
     pub tty: bool,
     /// Signal that the kernel would send by PDEATHSIG is always KILL; this is the workload's `oom_score_adj`.
@@ -279,7 +281,8 @@ impl Fds {
     pub const GATE: usize = 5;
     /// Write end of the exec pipe: CLOEXEC; end of file says exec happened, four bytes of errno that it failed.
     pub const EXEC: usize = 6;
-    /// First of the late mounts and, where [`ProcMode::Carried`], the clone of `/proc` as the last one.
+    /// From here: the notify socket where [`Launch::notify`], the late mounts, and last, where [`ProcMode::Carried`],
+    /// the clone of `/proc`.
     pub const LATE: usize = 7;
     /// Most descriptors one message carries (kernel: SCM_MAX_FD is 253).
     pub const MAX: usize = 128;

@@ -1,0 +1,68 @@
+//! Signals as descriptors, and clean masks and dispositions for what is exec'd. signalfd(2), sigprocmask(2).
+//!
+//! In: signal numbers. Out: a descriptor to read. Must not: install handlers.
+
+use std::os::fd::{FromRawFd as _, OwnedFd};
+
+use crate::error::{Result, check};
+
+fn set_of(signals: &[i32]) -> libc::sigset_t {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set before anything is added or read.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in signals {
+            libc::sigaddset(set.as_mut_ptr(), *signal);
+        }
+        set.assume_init()
+    }
+}
+
+/// Blocks `signals` in this thread (and those it makes later) and returns a non-blocking descriptor that reads them.
+pub fn descriptor(signals: &[i32]) -> Result<OwnedFd> {
+    let set = set_of(signals);
+    // SAFETY: `set` is initialised; the old mask is not asked for.
+    let blocked = unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    check("sigprocmask", || format!("{signals:?}"), blocked.into())?;
+    // SAFETY: `set` is initialised; -1 asks for a new descriptor.
+    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    check("signalfd", || format!("{signals:?}"), fd.into())?;
+    // SAFETY: the call returned a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// One signal that was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Its number.
+    pub signal: i32,
+}
+
+/// Reads one signal from [`descriptor`]'s descriptor; `None` when there is none.
+pub fn receive(fd: impl std::os::fd::AsFd) -> Result<Option<Received>> {
+    let mut buffer = [0u8; size_of::<libc::signalfd_siginfo>()];
+    match rustix::io::read(fd, &mut buffer) {
+        Ok(length) if length == buffer.len() => {
+            let [a, b, c, d, ..] = buffer;
+            Ok(Some(Received { signal: i32::from_ne_bytes([a, b, c, d]) }))
+        }
+        Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
+        Err(errno) => Err(crate::Error::new("read", "signalfd", errno)),
+    }
+}
+
+/// Unblocks everything and makes every disposition default: both survive exec, SIG_IGN for SIGPIPE (which Rust's
+/// runtime sets) included.
+pub fn reset() -> Result<()> {
+    for signal in 1..=64 {
+        if matches!(signal, libc::SIGKILL | libc::SIGSTOP | 32 | 33) {
+            continue; // Cannot be changed, or the C library's own.
+        }
+        // SAFETY: SIG_DFL is a valid disposition for any signal; no handler is installed.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let none = set_of(&[]);
+    // SAFETY: `none` is initialised; the old mask is not asked for.
+    let result = unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
+    check("sigprocmask", || "SET_MASK, none".to_owned(), result.into()).map(drop)
+}
