@@ -1,0 +1,159 @@
+//! Requests that change something: each is one command to the dispatcher and its answer.
+//!
+//! In: request documents. Out: 202 with the update's id, or the dispatcher's problem. Must not: judge the request beyond
+//! its form.
+
+use axum::{
+    extract::{Path, RawQuery, State},
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use molt_core::{
+    code::Code,
+    ids::{Digest, UpdateId},
+    wire::{Accepted, RollbackRequest, UpdateRequest},
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use super::answer::{Input, Refused, json};
+use crate::command::{Command, Handle, Reply};
+
+/// Who asks, for the audit: the socket takes nobody else.
+pub(super) const BY: &str = "uid 0 via operator socket";
+/// Longest reason, in characters.
+const REASON: usize = 512;
+/// How long a hold lasts where nothing was said: long enough for a look, short enough to be forgotten.
+const HOLD_MS: u64 = 3_600_000;
+
+/// `PUT /v1/hold`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct HoldRequest {
+    /// Milliseconds until the hold ends by itself; an hour where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ttl_ms: Option<u64>,
+    /// Why, in the asker's words; at most 512 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+}
+
+type Answer = Result<Response, Refused>;
+
+/// Sends a command and waits for its answer.
+pub(super) async fn ask<T>(handle: &Handle, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Refused> {
+    let gone =
+        || Refused::with_status(StatusCode::SERVICE_UNAVAILABLE, Code::Internal, "the dispatcher does not answer");
+    let (reply, answer) = oneshot::channel();
+    handle.commands.send(command(reply)).await.map_err(|_| gone())?;
+    Ok(answer.await.map_err(|_| gone())??)
+}
+
+fn accepted(accepted: &Accepted) -> Response {
+    let mut response = json(StatusCode::ACCEPTED, accepted);
+    if let Ok(location) = HeaderValue::try_from(format!("/v1/updates/{}", accepted.id)) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+fn reason(text: Option<&String>) -> Result<(), Refused> {
+    match text {
+        Some(text) if text.chars().count() > REASON => {
+            Err(Refused::new(Code::Invalid, format!("the reason is longer than {REASON} characters")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `POST /v1/updates`, `?dryRun=All` for the plan only.
+pub(super) async fn update(
+    State(handle): State<Handle>,
+    RawQuery(query): RawQuery,
+    Input(request): Input<UpdateRequest>,
+) -> Answer {
+    reason(request.reason.as_ref())?;
+    match query.as_deref() {
+        None | Some("") => {
+            let by = BY.to_owned();
+            ask(&handle, |reply| Command::Update { request, by, reply }).await.map(|done| accepted(&done))
+        }
+        Some("dryRun=All") => {
+            let plan = ask(&handle, |reply| Command::DryRun { request, reply }).await?;
+            Ok(json(StatusCode::OK, &plan))
+        }
+        // A misspelt dryRun must never become an update.
+        Some(_) => Err(Refused::new(Code::Invalid, "the only query taken here is dryRun=All")),
+    }
+}
+
+/// `POST /v1/rollback`.
+pub(super) async fn rollback(State(handle): State<Handle>, Input(request): Input<RollbackRequest>) -> Answer {
+    reason(request.reason.as_ref())?;
+    let by = BY.to_owned();
+    ask(&handle, |reply| Command::Rollback { request, by, reply }).await.map(|done| accepted(&done))
+}
+
+/// `POST /v1/apply`.
+pub(super) async fn apply(State(handle): State<Handle>) -> Answer {
+    let by = BY.to_owned();
+    ask(&handle, |reply| Command::Apply { by, reply }).await.map(|done| accepted(&done))
+}
+
+/// `POST /v1/confirm`.
+pub(super) async fn confirm(State(handle): State<Handle>) -> Answer {
+    let by = BY.to_owned();
+    ask(&handle, |reply| Command::Confirm { by, reply }).await.map(|done| accepted(&done))
+}
+
+/// `POST /v1/reject`.
+pub(super) async fn reject(State(handle): State<Handle>) -> Answer {
+    let by = BY.to_owned();
+    ask(&handle, |reply| Command::Reject { by, reply }).await.map(|done| accepted(&done))
+}
+
+/// `POST /v1/updates/{id}/cancel`; `current` names the one under way.
+pub(super) async fn cancel(State(handle): State<Handle>, Path(id): Path<String>) -> Answer {
+    let id = match id.as_str() {
+        "current" => None,
+        id => Some(id.parse::<UpdateId>().map_err(|error| Refused::new(Code::Invalid, error.to_string()))?),
+    };
+    let by = BY.to_owned();
+    ask(&handle, |reply| Command::Cancel { id, by, reply }).await.map(|done| accepted(&done))
+}
+
+/// `PUT /v1/hold`.
+pub(super) async fn hold(State(handle): State<Handle>, Input(request): Input<HoldRequest>) -> Answer {
+    reason(request.reason.as_ref())?;
+    let ttl_ms = request.ttl_ms.unwrap_or(HOLD_MS);
+    if ttl_ms == 0 {
+        return Err(Refused::new(Code::Invalid, "a hold of no time holds nothing; DELETE /v1/hold ends one"));
+    }
+    let (by, reason) = (BY.to_owned(), request.reason);
+    ask(&handle, |reply| Command::Hold { ttl_ms, reason, by, reply }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `DELETE /v1/hold`.
+pub(super) async fn release(State(handle): State<Handle>) -> Answer {
+    let by = BY.to_owned();
+    ask(&handle, |reply| Command::Release { by, reply }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `DELETE /v1/bad/{digest}`.
+pub(super) async fn forget(State(handle): State<Handle>, Path(digest): Path<String>) -> Answer {
+    let digest: Digest = digest.parse().map_err(|error| {
+        let error: molt_core::ids::ParseError = error;
+        Refused::new(Code::Invalid, error.to_string())
+    })?;
+    let by = BY.to_owned();
+    ask(&handle, |reply| Command::ForgetBad { digest, by, reply }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `POST /v1/gc`.
+pub(super) async fn collect(State(handle): State<Handle>) -> Answer {
+    let collected = ask(&handle, |reply| Command::Collect { reply }).await?;
+    Ok(json(StatusCode::OK, &collected))
+}

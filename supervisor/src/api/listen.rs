@@ -1,0 +1,171 @@
+//! The operator socket: made, guarded and served.
+//!
+//! In: a path, then connections. Out: requests that come from root in this user namespace. Must not: end on an error of
+//! one connection, take more than its share of descriptors, or remove a socket that somebody serves.
+
+use std::{
+    convert::Infallible,
+    fs::{DirBuilder, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use axum::{Router, http::StatusCode, response::IntoResponse as _};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use molt_core::code::Code;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+
+use super::{answer::Refused, routes};
+use crate::command::Handle;
+
+/// Connections served at once.
+pub(super) const CONNECTIONS: usize = 16;
+/// Of these, how many may be streams (events, logs, exec), so that followers never lock a person out.
+const STREAMS: usize = 12;
+/// Connections that are only told why they are refused, at once; more are closed without a word.
+const REFUSALS: usize = 4;
+const HEADER_TIME: Duration = Duration::from_secs(5);
+const REFUSAL_TIME: Duration = Duration::from_secs(2);
+/// The user who may ask: root in PID 1's own user namespace. A peer without a mapping shows as the overflow id (65534),
+/// which anybody can be and which is therefore never this one.
+const OPERATOR: u32 = 0;
+
+/// Makes the socket, its folder first (0700), and listens. A socket nobody answers on is removed; one that is answered is
+/// an error, as is anything else in its place.
+pub(crate) fn bind(path: &Path) -> Result<UnixListener> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.with_context(|| format!("failed to make the folder {}", folder.display()))?;
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => bail!("{} is there and is not a socket", path.display()),
+        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => bail!("another supervisor answers on {}", path.display()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).with_context(|| format!("failed to remove the stale {}", path.display()))?;
+            }
+            Err(error) => return Err(error).with_context(|| format!("failed to look at {}", path.display())),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("failed to look at {}", path.display())),
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("failed to listen on {}", path.display()))?;
+    // Between bind and here the umask decides, but the peer's uid is checked on every connection.
+    std::fs::set_permissions(path, Permissions::from_mode(0o600))
+        .with_context(|| format!("failed to set the mode of {}", path.display()))?;
+    Ok(listener)
+}
+
+/// Serves until the task is dropped.
+pub(crate) async fn serve(handle: Handle, listener: UnixListener) -> Infallible {
+    serve_user(handle, listener, OPERATOR).await
+}
+
+/// The same for another user; the tests are not always root.
+pub(super) async fn serve_user(handle: Handle, listener: UnixListener, operator: u32) -> Infallible {
+    let router = routes::router(handle);
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let streams = Arc::new(Semaphore::new(STREAMS));
+    let refusals = Arc::new(Semaphore::new(REFUSALS));
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // EMFILE, ENFILE, ENOMEM: descriptors come back when other connections end.
+                tracing::warn!(%error, "the operator socket takes no connection for now");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+                continue;
+            }
+        };
+        pause = Duration::from_millis(1);
+        let refused = match stream.peer_cred() {
+            Ok(peer) if peer.uid() == operator => match Arc::clone(&slots).try_acquire_owned() {
+                Ok(slot) => {
+                    let slot = Slot { connection: Arc::new(slot), streams: Arc::clone(&streams) };
+                    tokio::spawn(connection(stream, router.clone(), slot));
+                    continue;
+                }
+                Err(_) => Refused::with_status(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    Code::Busy,
+                    format!("{CONNECTIONS} connections are open already; close one and try again"),
+                ),
+            },
+            Ok(peer) => stranger(format!("uid {} may not use this socket; only root of the sandbox may", peer.uid())),
+            Err(_) => stranger("the peer's uid is not known".to_owned()),
+        };
+        if let Ok(slot) = Arc::clone(&refusals).try_acquire_owned() {
+            tokio::spawn(refuse(stream, refused, slot));
+        }
+    }
+}
+
+fn stranger(detail: String) -> Refused {
+    Refused::with_status(StatusCode::FORBIDDEN, Code::Unauthorized, detail)
+}
+
+fn http() -> http1::Builder {
+    let mut http = http1::Builder::new();
+    // One request a connection: nothing to smuggle, nothing that idles.
+    http.keep_alive(false).max_buf_size(16 << 10).timer(TokioTimer::new()).header_read_timeout(HEADER_TIME);
+    http
+}
+
+async fn connection(stream: UnixStream, router: Router, slot: Slot) {
+    // The upgraded half of an exec lives on in a task of its own; its slot is held there too.
+    let router = router.layer(axum::Extension(slot));
+    let service = TowerToHyperService::new(router);
+    if let Err(error) = http().serve_connection(TokioIo::new(stream), service).with_upgrades().await {
+        tracing::debug!(%error, "a connection of the operator socket ended early");
+    }
+}
+
+/// The place among [`CONNECTIONS`] that a connection holds until the last clone is dropped.
+#[derive(Debug, Clone)]
+pub(super) struct Slot {
+    connection: Arc<OwnedSemaphorePermit>,
+    streams: Arc<Semaphore>,
+}
+
+/// A connection's place, and one among the streams.
+#[derive(Debug)]
+pub(super) struct StreamSlot {
+    _connection: Arc<OwnedSemaphorePermit>,
+    _stream: OwnedSemaphorePermit,
+}
+
+impl Slot {
+    /// Makes the connection a stream, for as long as the answer is held.
+    pub(super) fn stream(self) -> Result<StreamSlot, Refused> {
+        let stream = self.streams.try_acquire_owned().map_err(|_| {
+            Refused::with_status(
+                StatusCode::SERVICE_UNAVAILABLE,
+                Code::Busy,
+                format!("{STREAMS} streams are open already; close one and try again"),
+            )
+        })?;
+        Ok(StreamSlot { _connection: self.connection, _stream: stream })
+    }
+}
+
+async fn refuse(stream: UnixStream, refused: Refused, _slot: OwnedSemaphorePermit) {
+    let service = hyper::service::service_fn(move |_| {
+        let response = Refused(refused.0.clone()).into_response();
+        async move { Ok::<_, Infallible>(response) }
+    });
+    // Whether the words arrive does not matter.
+    let _ = tokio::time::timeout(REFUSAL_TIME, http().serve_connection(TokioIo::new(stream), service)).await;
+}

@@ -1,0 +1,28 @@
+//! The HTTP API on the operator socket: HTTP/1.1 and JSON, for root in this user namespace only.
+//!
+//! In: requests from the client and from probes. Out: commands to the dispatcher, the snapshot, events and output. Must
+//! not: decide anything, touch the store or the workload, or hold more than its limits say. `docs/API.md` has the routes.
+
+mod answer;
+mod change;
+mod exec;
+pub(crate) mod frame;
+mod listen;
+mod read;
+mod routes;
+mod stream;
+
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub(crate) use change::HoldRequest;
+pub(crate) use listen::{bind, serve};
+pub(crate) use read::Health;
+
+/// Media type of a stream of JSON documents, one a line.
+pub(crate) const JSON_LINES: &str = "application/jsonl";
+
+/// Name of the protocol `POST /v1/exec` upgrades to.
+pub(crate) const EXEC_PROTOCOL: &str = "molt-exec";

@@ -1,0 +1,75 @@
+//! The table of routes, and what holds for all of them: time limits, no browsers, problem documents for every refusal.
+//!
+//! In: the handle. Out: a router. Must not: hold handlers; each lives with its kind.
+
+use std::time::Duration;
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+    routing::{delete, get, post, put},
+};
+use molt_core::code::Code;
+
+use super::{answer::Refused, change, exec, read, stream};
+use crate::command::Handle;
+
+const REQUEST_TIME: Duration = Duration::from_secs(30);
+
+/// Everything the operator socket answers.
+pub(super) fn router(handle: Handle) -> Router {
+    let short = Router::new()
+        .route("/livez", get(read::livez))
+        .route("/readyz", get(read::readyz))
+        .route("/v1/status", get(read::status))
+        .route("/v1/updates", get(read::updates).post(change::update))
+        .route("/v1/updates/{id}", get(read::update))
+        .route("/v1/updates/{id}/cancel", post(change::cancel))
+        .route("/v1/rollback", post(change::rollback))
+        .route("/v1/apply", post(change::apply))
+        .route("/v1/confirm", post(change::confirm))
+        .route("/v1/reject", post(change::reject))
+        .route("/v1/hold", put(change::hold).delete(change::release))
+        .route("/v1/generations", get(read::generations))
+        .route("/v1/generations/{number}", get(read::generation))
+        .route("/v1/bad", get(read::bad))
+        .route("/v1/bad/{digest}", delete(change::forget))
+        .route("/v1/gc", post(change::collect))
+        .route_layer(middleware::from_fn_with_state(REQUEST_TIME, in_time));
+    let long = Router::new()
+        .route("/v1/events", get(stream::events))
+        .route("/v1/logs", get(stream::logs))
+        .route("/v1/exec", post(exec::start));
+    short
+        .merge(long)
+        .fallback(async || Refused::new(Code::NotFound, "there is no such path; docs/API.md lists them"))
+        .method_not_allowed_fallback(async || {
+            Refused::with_status(StatusCode::METHOD_NOT_ALLOWED, Code::Invalid, "the path does not take this method")
+        })
+        .layer(middleware::from_fn(no_browsers))
+        .with_state(handle)
+}
+
+async fn in_time(State(limit): State<Duration>, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Refused::with_status(
+            StatusCode::GATEWAY_TIMEOUT,
+            Code::DeadlineExceeded,
+            format!("no answer in {} s; what was asked for may still happen: see molt status", limit.as_secs()),
+        )
+        .into_response(),
+    }
+}
+
+/// A page that got hold of a proxy to this socket sends `Origin`; no client of ours does.
+async fn no_browsers(request: Request, next: Next) -> Response {
+    if request.headers().contains_key(header::ORIGIN) {
+        return Refused::with_status(StatusCode::FORBIDDEN, Code::Unauthorized, "requests of web pages are not taken")
+            .into_response();
+    }
+    next.run(request).await
+}

@@ -1,0 +1,324 @@
+//! Arguments, as `docs/CLI.md` lists them.
+//!
+//! In: the command line and the environment. Out: typed arguments. Must not: read files or talk to anyone.
+
+use std::path::PathBuf;
+
+use clap::{Args as Group, Parser, Subcommand, ValueEnum};
+use molt_core::{
+    ids::{Digest, Generation, UpdateId},
+    spec::Span,
+};
+
+/// Runs a daemon and updates it in place: a new image, the same sandbox.
+#[derive(Debug, Parser)]
+#[command(name = "molt", version, about, max_term_width = 100, disable_help_subcommand = true)]
+pub(crate) struct Args {
+    /// Operator socket [default: /run/molt/molt.sock].
+    #[arg(long, global = true, env = "MOLT_SOCKET", value_name = "PATH", hide_env_values = true)]
+    pub(crate) socket: Option<PathBuf>,
+    /// How to print data.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    pub(crate) output: Format,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How data is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// JSON; streams as one document a line.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Be PID 1: run the workload and serve the operator socket.
+    Init(InitArgs),
+    /// Put the workload on a new image.
+    Update(UpdateArgs),
+    /// Go back to the previous generation, or to another one.
+    Rollback(RollbackArgs),
+    /// Start the generation that is staged.
+    Apply(Wait),
+    /// Make the trial permanent now.
+    Confirm(Wait),
+    /// Give the trial up now: the old version comes back.
+    Reject(Wait),
+    /// Give up an update that has not reached the gate.
+    Cancel {
+        /// Which one, as in u7; the one under way where absent.
+        id: Option<UpdateId>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Hold updates back before they touch the workload.
+    Hold {
+        /// How long, as in 30m [default: 1h].
+        #[arg(long, value_name = "DURATION")]
+        ttl: Option<Span>,
+        /// Why, for whoever comes next.
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// End the hold.
+    Release,
+    /// What runs, and how it is.
+    Status {
+        /// Show it again whenever it changes.
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Updates so far.
+    History,
+    /// A generation, as in 3, or an update, as in u7.
+    Show {
+        /// Number of a generation or id of an update.
+        what: Shown,
+        /// With what was seen when it failed: output, probes, exit status.
+        #[arg(long)]
+        evidence: bool,
+    },
+    /// Events.
+    Events {
+        /// Go on with those to come.
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// The workload's output.
+    Logs {
+        /// Go on with what is to come.
+        #[arg(short, long)]
+        follow: bool,
+        /// Only the last lines.
+        #[arg(long, value_name = "N")]
+        tail: Option<u64>,
+    },
+    /// Run something inside the workload's sandbox, confined as the workload is.
+    Exec(ExecArgs),
+    /// Remove what no kept generation needs.
+    Gc,
+    /// Digests that failed and are refused.
+    Bad {
+        #[command(subcommand)]
+        command: Bad,
+    },
+    /// Policy documents.
+    Policy {
+        #[command(subcommand)]
+        command: Policy,
+    },
+    /// Sandbox specs.
+    Spec {
+        #[command(subcommand)]
+        command: Spec,
+    },
+    /// Ask the supervisor how it is; for probes of Kubernetes and friends.
+    Probe {
+        /// startup and live: the supervisor answers. ready: the workload is ready.
+        kind: Probe,
+    },
+    /// Say what this kernel and container give, and what is missing.
+    Doctor,
+    /// Show an update, a bad image and both kinds of rollback, here and now, with nothing but this program.
+    Demo {
+        /// Print the steps as JSON.
+        #[arg(long)]
+        json: bool,
+        /// Work in this folder and leave everything there.
+        #[arg(long, value_name = "DIR")]
+        keep: Option<PathBuf>,
+    },
+    /// Completions for a shell.
+    Completions {
+        /// Which.
+        shell: clap_complete::Shell,
+    },
+    /// The version.
+    Version,
+}
+
+/// `molt init`.
+#[derive(Debug, Clone, Default, Group)]
+pub(crate) struct InitArgs {
+    /// Sandbox spec.
+    #[arg(long, env = "MOLT_SPEC", value_name = "FILE")]
+    pub(crate) spec: Option<PathBuf>,
+    /// Image to run, in place of the spec's.
+    #[arg(long, env = "MOLT_IMAGE", value_name = "REF")]
+    pub(crate) image: Option<String>,
+    /// Policy to run it under, in place of the spec's.
+    #[arg(long, env = "MOLT_POLICY", value_name = "FILE")]
+    pub(crate) policy: Option<PathBuf>,
+    /// Where images, generations and the journal live [default: /var/lib/molt].
+    #[arg(long, env = "MOLT_STORE", value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    /// Path kept across every generation; may be given more than once.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) state: Vec<String>,
+    /// Name of the sandbox, in place of the spec's.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// The operator socket: `--socket` of every command.
+    #[arg(skip)]
+    pub(crate) socket: Option<PathBuf>,
+    /// Program and arguments, in place of the image's.
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+/// Whether and how long to wait.
+#[derive(Debug, Clone, Copy, Default, Group)]
+pub(crate) struct Wait {
+    /// Wait for the end, at most this long; waiting without an end is the default.
+    #[arg(
+        long = "wait",
+        value_name = "DURATION",
+        num_args = 0..=1,
+        require_equals = true,
+        conflicts_with = "no_wait",
+        overrides_with = "wait"
+    )]
+    #[expect(clippy::option_option, reason = "absent, bare and with a value differ, and clap reads all three so")]
+    wait: Option<Option<Span>>,
+    /// Print the id and return.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+impl Wait {
+    /// How long, where there is a limit.
+    pub(crate) fn limit(self) -> Option<Span> {
+        self.wait.flatten()
+    }
+}
+
+/// `molt update`.
+#[derive(Debug, Group)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own on the command line")]
+pub(crate) struct UpdateArgs {
+    /// HOST/PATH[:TAG][@DIGEST], or oci:PATH[:TAG] for a layout in the supervisor's root.
+    pub(crate) image: String,
+    /// New policy, read here and sent along.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Option<PathBuf>,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Stop when it is staged; molt apply goes on.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) stage_only: bool,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+    /// Why, for the history.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// Take an image that failed before.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Take a policy that allows more than the one in force.
+    #[arg(long)]
+    pub(crate) allow_wider: bool,
+}
+
+/// `molt rollback`.
+#[derive(Debug, Group)]
+pub(crate) struct RollbackArgs {
+    /// Generation to go to; the previous one where absent.
+    #[arg(long, value_name = "N")]
+    pub(crate) to: Option<Generation>,
+    /// Why, for the history.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+/// `molt exec`.
+#[derive(Debug, Group)]
+pub(crate) struct ExecArgs {
+    /// Forward standard input.
+    #[arg(short = 'i', long = "stdin")]
+    pub(crate) stdin: bool,
+    /// Give it a terminal.
+    #[arg(short = 't', long = "tty")]
+    pub(crate) tty: bool,
+    /// Added to its environment; may be given more than once.
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Program and arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+/// `molt bad`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bad {
+    /// Which.
+    List,
+    /// Forget that a digest failed.
+    Remove {
+        /// sha256:…
+        digest: Digest,
+    },
+}
+
+/// `molt policy`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Policy {
+    /// Read a policy and say everything that is wrong with it.
+    Check {
+        /// The policy; - for standard input.
+        file: PathBuf,
+    },
+    /// Print the JSON Schema.
+    Schema,
+}
+
+/// `molt spec`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Spec {
+    /// Read a spec and say everything that is wrong with it.
+    Check {
+        /// The spec; - for standard input.
+        file: PathBuf,
+    },
+    /// Print the JSON Schema.
+    Schema,
+}
+
+/// `molt probe`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Probe {
+    /// The supervisor answers.
+    Startup,
+    /// The supervisor answers.
+    Live,
+    /// The workload is ready.
+    Ready,
+}
+
+/// What `molt show` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// A generation.
+    Generation(Generation),
+    /// An update.
+    Update(UpdateId),
+}
+
+impl std::str::FromStr for Shown {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed =
+            if text.starts_with('u') { text.parse().map(Self::Update) } else { text.parse().map(Self::Generation) };
+        parsed.map_err(|_| "a generation is a number, as in 3; an update is u and a number, as in u7".to_owned())
+    }
+}

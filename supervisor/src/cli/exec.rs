@@ -1,0 +1,201 @@
+//! `molt exec`: this terminal or these pipes, joined to a process inside the workload's sandbox.
+//!
+//! In: standard input, window sizes, signals. Out: the process's output and its exit status. Must not: leave the terminal
+//! raw, whatever happens.
+
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
+
+use bytes::Bytes;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use molt_core::wire::ExecOptions;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use tokio::{
+    io::{AsyncWriteExt as _, ReadHalf, WriteHalf},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+
+use super::{
+    args::ExecArgs,
+    client::Client,
+    fault::{FAILED, Fault},
+    print::out,
+};
+use crate::api::frame::{self, Kind};
+
+/// Bytes of standard input a frame.
+const CHUNK: usize = 32 << 10;
+/// Frames read ahead of the connection.
+const AHEAD: usize = 4;
+
+/// Runs it and exits as it did.
+pub(crate) async fn exec(client: &Client, args: ExecArgs) -> Result<u8, Fault> {
+    if args.tty && !io::stdin().is_terminal() {
+        return Err(Fault::Usage("-t needs a terminal on standard input; without one, use -i alone".to_owned()));
+    }
+    let (rows, cols) = if args.tty { size() } else { (0, 0) };
+    let mut env = args.env;
+    if args.tty && !env.iter().any(|one| one.starts_with("TERM=")) {
+        env.extend(std::env::var("TERM").ok().map(|term| format!("TERM={term}")));
+    }
+    let options = ExecOptions { argv: args.command, env, tty: args.tty, stdin: args.stdin, rows, cols };
+    let connection = client.exec(&options).await?;
+    let raw = if args.tty && args.stdin { Some(Raw::enter()?) } else { None };
+    let ended = relay(connection, &options).await;
+    drop(raw);
+    // The low eight bits, as the kernel passes them on.
+    let status = ended?.ok_or_else(|| Fault::Broken("the connection ended before the process did".to_owned()))?;
+    Ok(u8::try_from(status & 0xff).unwrap_or(FAILED))
+}
+
+fn size() -> (u16, u16) {
+    tcgetwinsize(io::stdin()).map(|size| (size.ws_row, size.ws_col)).unwrap_or_default()
+}
+
+/// Carries everything until the exit status comes, or the connection ends without one.
+pub(crate) async fn relay(connection: TokioIo<Upgraded>, options: &ExecOptions) -> Result<Option<i32>, Fault> {
+    let (from, to) = tokio::io::split(connection);
+    let listen = |kind| signal(kind).map_err(|error| Fault::Local(format!("failed to listen for signals: {error}")));
+    let signals = Signals {
+        window: listen(SignalKind::window_change())?,
+        interrupt: listen(SignalKind::interrupt())?,
+        terminate: listen(SignalKind::terminate())?,
+        hangup: listen(SignalKind::hangup())?,
+    };
+    let input = options.stdin.then(stdin);
+    tokio::select! {
+        status = output(from) => status,
+        status = forward(to, input, signals, options.tty) => Ok(Some(status)),
+    }
+}
+
+/// Prints what comes; the exit status ends it.
+async fn output(mut from: ReadHalf<TokioIo<Upgraded>>) -> Result<Option<i32>, Fault> {
+    let broken = |error: io::Error| Fault::Broken(error.to_string());
+    while let Some(frame) = frame::read(&mut from).await.map_err(broken)? {
+        match frame.kind {
+            Kind::Stdout => out(&frame.data)?,
+            Kind::Stderr => {
+                let mut stderr = io::stderr().lock();
+                // Nobody reads it: no reason to stop the process.
+                let _ = stderr.write_all(&frame.data).and_then(|()| stderr.flush());
+            }
+            Kind::Exit => return Ok(frame::number(&frame.data)),
+            Kind::Stdin | Kind::Window | Kind::Signal => {
+                return Err(Fault::Broken("a frame that only the client sends".to_owned()));
+            }
+        }
+    }
+    Ok(None)
+}
+
+#[derive(Debug)]
+struct Signals {
+    window: Signal,
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+/// Sends input, window sizes and signals; returns a status only where this side is told to end.
+async fn forward(
+    mut to: WriteHalf<TokioIo<Upgraded>>,
+    mut input: Option<mpsc::Receiver<Bytes>>,
+    mut signals: Signals,
+    tty: bool,
+) -> i32 {
+    let mut interrupts = 0;
+    loop {
+        let read = async {
+            match &mut input {
+                Some(input) => input.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let frame = tokio::select! {
+            data = read => {
+                if data.is_none() {
+                    input = None;
+                }
+                // An empty one closes the standard input of the process.
+                frame::encode(Kind::Stdin, &data.unwrap_or_default())
+            }
+            _ = signals.window.recv() => {
+                if !tty {
+                    continue;
+                }
+                let (rows, cols) = size();
+                frame::encode(Kind::Window, format!("{rows} {cols}").as_bytes())
+            }
+            _ = signals.interrupt.recv() => {
+                interrupts += 1;
+                // A process that does not listen: leave it; it is hung up on.
+                if interrupts > 1 {
+                    return 130;
+                }
+                frame::encode(Kind::Signal, b"2")
+            }
+            // In a terminal these are for this program; the process is hung up on when the connection goes.
+            _ = signals.terminate.recv() => {
+                if tty {
+                    return 143;
+                }
+                frame::encode(Kind::Signal, b"15")
+            }
+            _ = signals.hangup.recv() => return 129,
+        };
+        if to.write_all(&frame).await.is_err() {
+            // The other half says how it ended.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Reads standard input in a thread of its own: a terminal cannot be waited for without changing it for others.
+fn stdin() -> mpsc::Receiver<Bytes> {
+    let (frames, queue) = mpsc::channel(AHEAD);
+    let read = move || {
+        let mut buffer = vec![0u8; CHUNK];
+        let mut stdin = io::stdin().lock();
+        loop {
+            match stdin.read(&mut buffer) {
+                Ok(count @ 1..) => {
+                    let data = Bytes::copy_from_slice(buffer.get(..count).unwrap_or_default());
+                    if frames.blocking_send(data).is_err() {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The end; dropping the sender says so.
+                Ok(0) | Err(_) => return,
+            }
+        }
+    };
+    // Without a thread standard input is empty.
+    let _ = std::thread::Builder::new().name("stdin".to_owned()).spawn(read);
+    queue
+}
+
+/// The terminal in raw mode, until dropped.
+#[derive(Debug)]
+struct Raw(Termios);
+
+impl Raw {
+    fn enter() -> Result<Self, Fault> {
+        let failed = |error| Fault::Local(format!("failed to set the terminal to raw mode: {error}"));
+        let before = tcgetattr(io::stdin()).map_err(failed)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        let guard = Self(before);
+        tcsetattr(io::stdin(), OptionalActions::Flush, &raw).map_err(failed)?;
+        Ok(guard)
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // Nothing is left to try if this fails.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.0);
+    }
+}

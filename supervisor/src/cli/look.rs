@@ -1,0 +1,144 @@
+//! Commands that only look: status, history, show, bad list, probe.
+//!
+//! In: arguments. Out: documents and tables. Must not: change anything.
+
+use std::{io::IsTerminal as _, time::Duration};
+
+use hyper::{Method, StatusCode};
+use molt_core::wire::{BadView, Document, Event, GenerationView, Status, UpdateView};
+use tokio::time::{sleep, timeout};
+
+use super::{
+    args::{Probe, Shown},
+    client::Client,
+    fault::Fault,
+    print::{Printer, Tone, out, say},
+    show, status as screen,
+};
+use crate::api::Health;
+
+/// Events come in bursts; one look is enough for each.
+const BURST: Duration = Duration::from_millis(150);
+/// Some things change without an event.
+const LOOK: Duration = Duration::from_secs(5);
+/// Home, and clear to the end.
+const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
+
+/// `molt status`.
+pub(crate) async fn status(printer: Printer, client: &Client, watch: bool) -> Result<u8, Fault> {
+    let mut shown: Document = client.get("/v1/status").await?;
+    if !watch {
+        printer.document(&shown, screen::status)?;
+        return Ok(0);
+    }
+    let clears = !printer.is_data() && std::io::stdout().is_terminal();
+    let print = |document: &Document| {
+        if clears {
+            out(CLEAR)?;
+        }
+        printer.item(document, screen::status)
+    };
+    print(&shown)?;
+    loop {
+        tokio::select! {
+            changed = next(client, &shown) => {
+                shown = changed?;
+                print(&shown)?;
+            }
+            Ok(()) = tokio::signal::ctrl_c() => return Ok(0),
+        }
+    }
+}
+
+/// The next status that differs, through restarts of the supervisor.
+async fn next(client: &Client, shown: &Document) -> Result<Document, Fault> {
+    // Ahead of the log: from its end on, whatever the number is.
+    let mut events = None;
+    loop {
+        match client.get::<Document>("/v1/status").await {
+            Ok(document) if document != *shown => return Ok(document),
+            Ok(_) => {}
+            Err(Fault::Unreachable { .. } | Fault::Broken(_)) => events = None,
+            Err(fault) => return Err(fault),
+        }
+        if events.is_none() {
+            events = client.lines("/v1/events").await.ok();
+        }
+        match &mut events {
+            Some(lines) => match timeout(LOOK, lines.next::<Event>()).await {
+                Ok(Ok(Some(_))) => while let Ok(Ok(Some(_))) = timeout(BURST, lines.next::<Event>()).await {},
+                Ok(_) => {
+                    events = None;
+                    sleep(BURST).await;
+                }
+                Err(_) => {}
+            },
+            None => sleep(LOOK / 5).await,
+        }
+    }
+}
+
+/// `molt history`.
+pub(crate) async fn history(printer: Printer, client: &Client) -> Result<u8, Fault> {
+    let updates: Vec<UpdateView> = client.get("/v1/updates").await?;
+    printer.document(updates.as_slice(), show::history)?;
+    Ok(0)
+}
+
+/// `molt show`.
+pub(crate) async fn show(printer: Printer, client: &Client, what: Shown, evidence: bool) -> Result<u8, Fault> {
+    match what {
+        Shown::Update(id) => {
+            let view: UpdateView = client.get(&format!("/v1/updates/{id}")).await?;
+            let evidence = if evidence { show::Evidence::Shown } else { show::Evidence::Left };
+            printer.document(&view, |view| show::update(view, evidence))?;
+        }
+        Shown::Generation(number) => {
+            let view: GenerationView = client.get(&format!("/v1/generations/{number}")).await?;
+            if printer.is_data() {
+                printer.document(&view, |_| String::new())?;
+                return Ok(0);
+            }
+            let document: Document = client.get("/v1/status").await?;
+            let updates: Vec<UpdateView> = client.get("/v1/updates").await?;
+            let by = updates.iter().find(|update| update.to == Some(number)).map(|update| update.id);
+            printer.document(&view, |view| show::one_generation(view, role(&document.status, view), by))?;
+        }
+    }
+    Ok(0)
+}
+
+fn role(status: &Status, view: &GenerationView) -> Option<&'static str> {
+    let roles = [
+        ("confirmed", &status.confirmed),
+        ("on trial", &status.trial),
+        ("previous", &status.previous),
+        ("staged", &status.staged),
+    ];
+    let is = |one: &Option<GenerationView>| one.as_ref().is_some_and(|one| one.generation == view.generation);
+    roles.into_iter().find(|(_, one)| is(one)).map(|(role, _)| role)
+}
+
+/// `molt bad list`.
+pub(crate) async fn bad(printer: Printer, client: &Client) -> Result<u8, Fault> {
+    let bad: Vec<BadView> = client.get("/v1/bad").await?;
+    printer.document(bad.as_slice(), show::bad)?;
+    Ok(0)
+}
+
+/// `molt probe`: 0 for yes, 1 for no.
+pub(crate) async fn probe(printer: Printer, client: &Client, kind: Probe) -> Result<u8, Fault> {
+    let path = match kind {
+        // A first image that is still on its way must not get the container killed.
+        Probe::Startup | Probe::Live => "/livez",
+        Probe::Ready => "/readyz",
+    };
+    let (status, bytes) = client.answer(Method::GET, path, None::<&()>).await?;
+    let health: Health = serde_json::from_slice(&bytes).map_err(|_| Fault::Broken(format!("HTTP status {status}")))?;
+    printer.document(&health, |_| String::new())?;
+    if status == StatusCode::OK {
+        return Ok(0);
+    }
+    say(&printer.paint(Tone::Bad, &health.message));
+    Ok(1)
+}

@@ -1,0 +1,271 @@
+//! The commands against a served socket, and the text people see.
+
+use clap::{CommandFactory as _, Parser as _};
+use molt_core::{
+    code::Code,
+    ids::UpdateId,
+    wire::{Accepted, Event, Outcome, PhaseName, Problem, What},
+};
+
+use super::{
+    args::{Args, Command, Format},
+    bars, change, fault, follow, look,
+    print::Printer,
+    show, status, stream, text,
+};
+use crate::api::{
+    fake::{self, TIME},
+    tests::{Served, served},
+};
+
+fn parse(line: &str) -> Result<Args, clap::Error> {
+    Args::try_parse_from(line.split_whitespace())
+}
+
+async fn run(served: &Served, line: &str) -> u8 {
+    let args = parse(line).unwrap();
+    let printer = Printer::new(args.output);
+    super::ask(printer, &served.client, args.command).await.unwrap_or_else(|fault| fault.status())
+}
+
+#[test]
+fn the_command_line_is_consistent_and_strict() {
+    Args::command().debug_assert();
+    for line in [
+        "molt init",
+        "molt init --spec s.yaml --image localhost/a --store /s --state /a --state /b --socket /x -- cmd -a --b",
+        "molt update localhost/a --wait=5m --policy p.yaml --reason x --force --allow-wider -o json",
+        "molt update localhost/a --wait",
+        "molt update --wait localhost/a",
+        "molt rollback --to 3 --no-wait",
+        "molt cancel u7",
+        "molt show u7 --evidence",
+        "molt exec -it -- sh -c ls",
+        "molt exec ls -la",
+        "molt probe ready",
+        "molt logs -f --tail 10",
+        "molt bad list",
+    ] {
+        parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+    }
+    for line in [
+        "molt",
+        "molt update",
+        "molt update localhost/a --wait=5",
+        "molt update localhost/a --wait --no-wait",
+        "molt update localhost/a --dry-run --stage-only",
+        "molt init cmd",
+        "molt show x",
+        "molt exec -it",
+        "molt bad remove sha256:1",
+    ] {
+        assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+    }
+    let Command::Init(init) = parse("molt init --state /a --state /b -- cmd -a --b").unwrap().command else { panic!() };
+    assert_eq!(
+        (init.state, init.command),
+        (vec!["/a".into(), "/b".into()], vec!["cmd".into(), "-a".into(), "--b".into()])
+    );
+}
+
+#[tokio::test]
+async fn every_end_of_an_update_has_its_exit_status() {
+    let served = served();
+    for (tag, status) in
+        [("good", 0), ("bad", 3), ("wider", 6), ("gone", 1), ("held", 5), ("known-bad", 6), ("silent", 0)]
+    {
+        assert_eq!(run(&served, &format!("molt update localhost/app:{tag}")).await, status, "{tag}");
+    }
+    assert_eq!(run(&served, "molt update busybox").await, 2);
+    assert_eq!(run(&served, "molt update localhost/app:slow --wait=50ms").await, 7);
+    assert_eq!(run(&served, "molt cancel").await, 0);
+    assert_eq!(run(&served, "molt update localhost/app:slow --no-wait").await, 0);
+    assert_eq!(run(&served, "molt update localhost/app:good --dry-run -o yaml").await, 0);
+    assert_eq!(run(&served, "molt rollback").await, 0);
+    assert_eq!(run(&served, "molt confirm").await, 1);
+    for line in [
+        "molt status",
+        "molt history",
+        "molt show 1",
+        "molt show u8 --evidence",
+        "molt bad list",
+        "molt gc",
+        "molt hold --ttl 5m",
+        "molt release",
+        "molt probe live",
+        "molt probe ready",
+        "molt events",
+        "molt logs",
+    ] {
+        assert_eq!(run(&served, line).await, 0, "{line}");
+    }
+    assert_eq!(run(&served, "molt show u99").await, 1);
+}
+
+#[tokio::test]
+async fn a_supervisor_that_is_not_there_is_named() {
+    let client = super::Client::new(std::path::Path::new("/nowhere/molt.sock"));
+    let fault = look::history(Printer::new(Format::Table), &client).await.unwrap_err();
+    assert_eq!(fault.status(), 1);
+    let text = fault.to_string();
+    assert!(text.contains("/nowhere/molt.sock") && text.contains("kubectl exec"), "{text}");
+}
+
+#[tokio::test]
+async fn a_wait_goes_on_over_a_restart_of_the_server() {
+    let served = served();
+    let accepted = Accepted { id: UpdateId(7), after_seq: 100 };
+    // A life of its own, on the same socket, later.
+    let later = crate::api::tests::later(&served).await;
+    let printer = Printer::new(Format::Json);
+    let wait = follow::to_the_end(printer, &served.client, &accepted, None);
+    let (view, ()) = tokio::join!(wait, later);
+    assert_eq!(view.unwrap().outcome, Some(Outcome::Confirmed));
+}
+
+#[test]
+fn problems_have_exit_statuses() {
+    for (code, status) in [
+        (Code::Held, 5),
+        (Code::Invalid, 2),
+        (Code::ReferenceInvalid, 2),
+        (Code::PolicyWider, 6),
+        (Code::KnownBad, 6),
+        (Code::NoSpace, 6),
+        (Code::StoreUnusable, 6),
+        (Code::NothingToRollBackTo, 6),
+        (Code::Unauthorized, 1),
+        (Code::NotFound, 1),
+        (Code::Busy, 1),
+        (Code::Internal, 1),
+    ] {
+        assert_eq!(fault::problem_status(&Problem::new(code, "")), status, "{code}");
+    }
+}
+
+#[test]
+fn ends_are_told_in_a_line() {
+    let mut view = fake::record(7, "localhost/app:1.5".parse().ok());
+    view.downtime_us = Some(840);
+    for (outcome, reason, text) in [
+        (None, None, "u7 is under way"),
+        (Some(Outcome::Confirmed), None, "confirmed: generation 2 runs localhost/app:1.5 (downtime 0.8 ms)"),
+        (Some(Outcome::Noop), None, "nothing to do: generation 2 runs localhost/app:1.5 already"),
+        (Some(Outcome::Staged), None, "staged: generation 2 holds localhost/app:1.5; molt apply starts it"),
+        (
+            Some(Outcome::RolledBack),
+            Some(Code::ExitedInTrial),
+            "rolled back: exited in trial; generation 1 is back and healthy (downtime 0.8 ms)",
+        ),
+        (Some(Outcome::Aborted), Some(Code::NotFound), "failed: not found; generation 1 runs on, untouched"),
+        (Some(Outcome::Aborted), Some(Code::Superseded), "given up: superseded; generation 1 runs on, untouched"),
+        (Some(Outcome::Refused), Some(Code::PolicyWider), "refused: policy wider; generation 1 runs on, untouched"),
+        (
+            Some(Outcome::Degraded),
+            Some(Code::Unhealthy),
+            "degraded: unhealthy; neither version is healthy, generation 1 is tried again",
+        ),
+    ] {
+        (view.outcome, view.reason) = (outcome, reason);
+        assert_eq!(show::ending(&view), text);
+    }
+    view.outcome = Some(Outcome::RolledBack);
+    view.evidence = Some(molt_core::wire::Evidence::default());
+    let digest = fake::digest(2);
+    assert_eq!(
+        show::next(&view, Some(digest)),
+        [
+            "what was seen: molt show u7 --evidence".to_owned(),
+            "the workload's output: molt logs".to_owned(),
+            "try it all the same: molt update localhost/app:1.5 --force".to_owned(),
+            format!("forget that it failed: molt bad remove {digest}"),
+        ]
+    );
+}
+
+#[test]
+fn status_says_what_runs_and_what_is_wrong() {
+    let mut document = fake::document();
+    let digest = fake::digest(1);
+    assert_eq!(
+        status::status(&document),
+        format!(
+            "Name      whatsapp-daemon\nPhase     Idle\nWorkload  ready\nRunning   generation 1  localhost/app:1.4\n\
+             Digest    {digest}\nSince     2026-01-02 03:04:05Z\nMolt      0.1.0\n"
+        )
+    );
+    let mut last = fake::record(7, "localhost/app:1.5".parse().ok());
+    (last.outcome, last.reason) = (Some(Outcome::Refused), Some(Code::NoSpace));
+    document.status.last_update = Some(last);
+    document.status.conditions[0].status = "False".to_owned();
+    document.status.conditions[0].message = "say\u{1b}[2J".to_owned();
+    document.status.degraded.push("no seccomp".to_owned());
+    let shown = status::status(&document);
+    assert!(shown.contains("u7 refused: no space; generation 1 runs on, untouched, 2026-01-02"), "{shown}");
+    assert!(
+        shown.contains("CONDITION  STATUS  REASON   MESSAGE\nReady      False   Started  say\\u{1b}[2J\n"),
+        "{shown}"
+    );
+    assert!(shown.ends_with("degraded: no seccomp\n"), "{shown}");
+}
+
+#[test]
+fn history_is_a_table() {
+    let mut view = fake::record(7, "localhost/app:1.5".parse().ok());
+    (view.outcome, view.downtime_us) = (Some(Outcome::Confirmed), Some(12_345));
+    assert_eq!(
+        show::history(&[view]),
+        "ID  KIND    FROM -> TO  IMAGE              OUTCOME    DOWNTIME  WHEN                  BY\n\
+         u7  update  1 -> 2      localhost/app:1.5  confirmed  12 ms     2026-01-02 03:04:05Z  uid 0 via operator socket\n"
+    );
+}
+
+#[test]
+fn events_and_phases_are_lines() {
+    let line = |what| stream::event_line(&Event { seq: 5, time: TIME.to_owned(), update: Some(UpdateId(7)), what });
+    let phase = What::Phase { phase: PhaseName::Staging, message: "3 layers".to_owned() };
+    assert_eq!(line(phase), "5 2026-01-02 03:04:05Z u7 Staging: 3 layers");
+    let progress = What::Progress {
+        layer: 0,
+        layers: 2,
+        digest: fake::digest(1),
+        done: 5,
+        total: 3 << 20,
+        state: "fetching".into(),
+    };
+    assert_eq!(line(progress), "5 2026-01-02 03:04:05Z u7 layer 1/2 010101010101: fetching, 3.0 MiB");
+    assert_eq!(
+        bars::phase_line(PhaseName::Proving, "", Some(std::time::Duration::from_secs(10))),
+        "Proving (old kept for 10 s; ^C leaves the update running)"
+    );
+}
+
+#[test]
+fn numbers_read_well() {
+    for (us, text) in [(0, "0.0 ms"), (840, "0.8 ms"), (9_990, "9.9 ms"), (340_000, "340 ms"), (2_150_000, "2.1 s")] {
+        assert_eq!(text::micros(us), text);
+    }
+    for (count, text) in [(812, "812 B"), (1024, "1.0 KiB"), (3_670_016, "3.5 MiB"), (u64::MAX, "16777215.9 TiB")] {
+        assert_eq!(text::bytes(count), text);
+    }
+}
+
+#[test]
+fn text_of_others_cannot_drive_the_terminal() {
+    assert_eq!(text::clean("a\u{1b}]0;x\u{7}b\nc\td\r"), "a\\u{1b}]0;x\\u{7}b\nc\td\\r");
+    assert_eq!(
+        text::clean_line("\u{1b}[1;31mred\u{1b}[0m \u{1b}[2Jgone\u{9b}x"),
+        "\u{1b}[1;31mred\u{1b}[0m \\u{1b}[2Jgone\\u{9b}x"
+    );
+    assert_eq!(text::clean_line("cut \u{1b}[3"), "cut \\u{1b}[3");
+    assert_eq!(text::line("one\ntwo", 2), "on…");
+}
+
+#[test]
+fn files_are_read_whole_or_not_at_all() {
+    let path = std::env::temp_dir().join(format!("molt-cli-{}", std::process::id()));
+    std::fs::write(&path, vec![b'x'; (1 << 20) + 1]).unwrap();
+    assert_eq!(change::read(&path).unwrap_err().status(), 2);
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(change::read(&path).unwrap_err().status(), 2);
+}
