@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use molt_core::launch::{Access, Confinement, Landlock, PathRule, TcpPorts};
 
 use crate::{
-    schema::{Compatibility, Policy},
+    schema::{Compatibility, Endpoint, Policy},
     seccomp,
     validate::normal,
 };
@@ -180,7 +180,7 @@ fn tcp(
         }
     }
     let mut ports: BTreeSet<u16> =
-        policy.network_policies.values().flat_map(|rule| &rule.endpoints).flat_map(|end| end.all_ports()).collect();
+        policy.network_policies.values().flat_map(|rule| &rule.endpoints).flat_map(Endpoint::all_ports).collect();
     ports.insert(DNS_PORT);
     ports.extend(context.proxy_ports);
     let text = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");

@@ -170,7 +170,7 @@ pub struct SeccompError(#[from] pub(crate) seccompiler::BackendError);
 /// The programs, in the order they are loaded, packed as [`molt_core::launch::Confinement::seccomp`] says. Calls of
 /// another architecture kill the process.
 pub fn floor() -> Result<Vec<Vec<u64>>, SeccompError> {
-    Ok(programs()?.iter().map(|program| pack(program)).collect())
+    Ok(programs()?.iter().map(pack).collect())
 }
 
 fn pack(program: &BpfProgram) -> Vec<u64> {
@@ -234,10 +234,11 @@ fn compile(when: When) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
 #[cfg(target_arch = "x86_64")]
 fn guard() -> Vec<BpfProgram> {
     use seccompiler::sock_filter;
-    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    // BPF_LD | BPF_W | BPF_ABS and so on: linux/bpf_common.h.
+    const LOAD: u16 = 0x20;
+    const EQUAL: u16 = 0x15;
+    const AT_LEAST: u16 = 0x35;
+    const RETURN: u16 = 0x06;
     const NUMBER: u32 = 0;
     const ARCH: u32 = 4;
     const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;

@@ -1,6 +1,6 @@
 //! The programs, loaded for real: a filter holds for the thread that loads it and what it starts.
 
-use std::{io, process::Command, thread};
+use std::{io, os::fd::AsRawFd as _, process::Command, thread};
 
 use super::*;
 
@@ -59,6 +59,22 @@ fn errno(error: c_int) -> u32 {
 fn every_row_without_conditions_is_refused_with_its_errno() {
     for denied in TABLE.iter().filter(|denied| denied.when.is_empty()) {
         assert_eq!(answer(HERE, denied.number, [0; 6]), errno(denied.errno), "{}", denied.name);
+    }
+}
+
+/// A row that goes missing is a hole nobody sees.
+#[test]
+fn the_floor_has_all_its_rows() {
+    let names: Vec<&str> = TABLE.iter().map(|denied| denied.name).collect();
+    for name in "clone3 mount umount2 pivot_root fsopen fsconfig fsmount fspick move_mount open_tree open_tree_attr \
+                 mount_setattr setns unshare clone ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp bpf \
+                 perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register keyctl add_key request_key \
+                 kexec_load kexec_file_load init_module finit_module delete_module reboot swapon swapoff acct quotactl \
+                 quotactl_fd syslog lookup_dcookie name_to_handle_at open_by_handle_at ioctl sendto sendmsg sendmmsg \
+                 socket"
+        .split_whitespace()
+    {
+        assert_eq!(names.iter().filter(|known| **known == name).count(), 1, "{name}");
     }
 }
 
@@ -151,7 +167,6 @@ fn the_kernel_refuses_what_the_table_says() {
         assert_eq!(open(AddressFamily::Unix, SockType::Stream, any), Ok(()));
         let tcp = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), any).unwrap();
         let fast = MsgFlags::from_bits_retain(MSG_FASTOPEN);
-        use std::os::fd::AsRawFd as _;
         assert_eq!(send(tcp.as_raw_fd(), b"x", fast), Err(Errno::EPERM));
     });
 }

@@ -223,10 +223,7 @@ fn parse(text: &str, rules: &Rules) -> Result<Node, Violations> {
     };
     let node: Spanned<Node> = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let place = error.location().and_then(|at| place(at.line(), at.column()));
-        // The library's text ends with its own wording of the place, which is printed in front here.
-        let message = error.to_string();
-        let message = message.split(" at line ").next().unwrap_or(&message).split('\n').next().unwrap_or_default();
-        let message = message.to_owned();
+        let message = syntax(&error.to_string());
         Violations(vec![Violation {
             path: String::new(),
             line: place.map(|place| place.line),
@@ -235,6 +232,21 @@ fn parse(text: &str, rules: &Rules) -> Result<Node, Violations> {
         }])
     })?;
     Ok(placed(node))
+}
+
+/// The parser's words for a fault of syntax, without its wording of the place (which is printed in front) and without
+/// the names of its own settings.
+fn syntax(message: &str) -> String {
+    let message = message.lines().next().unwrap_or_default();
+    let message = message.split(" at line ").next().unwrap_or(message);
+    let message = message.split(", set DuplicateKeyPolicy").next().unwrap_or(message);
+    if message.contains("Documents {") || message.contains("multiple documents") {
+        "more than one document; only one is taken".to_owned()
+    } else if message.starts_with("budget breached") || message.contains("recursion limit") {
+        "nested too deep, or with too many nodes, anchors or aliases".to_owned()
+    } else {
+        message.replace(" rejected by the configured policy", " is not taken")
+    }
 }
 
 fn place(line: u64, column: u64) -> Option<Place> {
