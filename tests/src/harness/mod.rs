@@ -1,0 +1,17 @@
+//! Everything a suite needs to stand on; see [`bed::Bed`] for the way in.
+
+pub mod bed;
+pub mod cases;
+pub mod certificates;
+pub mod client;
+pub mod disk;
+pub mod faulty;
+pub mod http;
+pub mod image;
+pub mod images;
+pub mod podman;
+pub mod process;
+pub mod registry;
+pub mod runtime;
+pub mod wait;
+pub mod world;

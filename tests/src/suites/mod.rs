@@ -1,0 +1,10 @@
+//! All suites. A new one is a file here with `pub const CASES: &[Case]`, and a line in [`all`].
+
+mod bed;
+
+use crate::harness::cases::Case;
+
+/// Every test there is.
+pub fn all() -> Vec<Case> {
+    [bed::CASES].concat()
+}
