@@ -151,7 +151,7 @@ impl Fake {
                 drop(reply.send(Ok(())));
             }
             Command::Collect { reply } => {
-                drop(reply.send(Ok(Collected { layers: 2, bytes: 4096, ..Default::default() })))
+                drop(reply.send(Ok(Collected { layers: 2, bytes: 4096, ..Default::default() })));
             }
             Command::ForgetBad { digest, reply, .. } => {
                 self.change(|view| view.document.status.bad.retain(|bad| bad.digest != digest));

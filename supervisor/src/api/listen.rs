@@ -26,7 +26,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use super::{answer::Refused, routes};
+use super::{answer::Refused, peer, routes};
 use crate::command::Handle;
 
 /// Connections served at once.
@@ -37,10 +37,6 @@ const STREAMS: usize = 12;
 const REFUSALS: usize = 4;
 const HEADER_TIME: Duration = Duration::from_secs(5);
 const REFUSAL_TIME: Duration = Duration::from_secs(2);
-/// The user who may ask: root in PID 1's own user namespace. A peer without a mapping shows as the overflow id (65534),
-/// which anybody can be and which is therefore never this one.
-const OPERATOR: u32 = 0;
-
 /// Makes the socket, its folder first (0700), and listens. A socket nobody answers on is removed; one that is answered is
 /// an error, as is anything else in its place.
 pub(crate) fn bind(path: &Path) -> Result<UnixListener> {
@@ -69,7 +65,7 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener> {
 
 /// Serves until the task is dropped.
 pub(crate) async fn serve(handle: Handle, listener: UnixListener) -> Infallible {
-    serve_user(handle, listener, OPERATOR).await
+    serve_user(handle, listener, peer::OPERATOR).await
 }
 
 /// The same for another user; the tests are not always root.
@@ -91,21 +87,18 @@ pub(super) async fn serve_user(handle: Handle, listener: UnixListener, operator:
             }
         };
         pause = Duration::from_millis(1);
-        let refused = match stream.peer_cred() {
-            Ok(peer) if peer.uid() == operator => match Arc::clone(&slots).try_acquire_owned() {
-                Ok(slot) => {
-                    let slot = Slot { connection: Arc::new(slot), streams: Arc::clone(&streams) };
-                    tokio::spawn(connection(stream, router.clone(), slot));
-                    continue;
-                }
-                Err(_) => Refused::with_status(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    Code::Busy,
-                    format!("{CONNECTIONS} connections are open already; close one and try again"),
-                ),
-            },
-            Ok(peer) => stranger(format!("uid {} may not use this socket; only root of the sandbox may", peer.uid())),
-            Err(_) => stranger("the peer's uid is not known".to_owned()),
+        let refused = match (peer::admit(&stream, operator), Arc::clone(&slots).try_acquire_owned()) {
+            (Ok(()), Ok(slot)) => {
+                let slot = Slot { connection: Arc::new(slot), streams: Arc::clone(&streams) };
+                tokio::spawn(connection(stream, router.clone(), slot));
+                continue;
+            }
+            (Ok(()), Err(_)) => Refused::with_status(
+                StatusCode::SERVICE_UNAVAILABLE,
+                Code::Busy,
+                format!("{CONNECTIONS} connections are open already; close one and try again"),
+            ),
+            (Err(stranger), _) => stranger,
         };
         if let Ok(slot) = Arc::clone(&refusals).try_acquire_owned() {
             tokio::spawn(refuse(stream, refused, slot));
@@ -113,14 +106,14 @@ pub(super) async fn serve_user(handle: Handle, listener: UnixListener, operator:
     }
 }
 
-fn stranger(detail: String) -> Refused {
-    Refused::with_status(StatusCode::FORBIDDEN, Code::Unauthorized, detail)
-}
-
 fn http() -> http1::Builder {
     let mut http = http1::Builder::new();
     // One request a connection: nothing to smuggle, nothing that idles.
-    http.keep_alive(false).max_buf_size(16 << 10).timer(TokioTimer::new()).header_read_timeout(HEADER_TIME);
+    http.keep_alive(false)
+        .max_buf_size(16 << 10)
+        .max_headers(32)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME);
     http
 }
 

@@ -8,6 +8,7 @@ mod change;
 mod exec;
 pub(crate) mod frame;
 mod listen;
+mod peer;
 mod read;
 mod routes;
 mod stream;

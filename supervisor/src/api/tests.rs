@@ -15,7 +15,7 @@ use molt_core::{
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::{fake, frame, listen};
+use super::{fake, frame, listen, peer};
 use crate::{
     cli::client::Client,
     command::Handle,
@@ -56,7 +56,7 @@ pub(crate) fn served() -> Served {
 }
 
 /// Serves the socket anew after a while, with an update u7 that ends well and events that begin with 101 again.
-pub(crate) async fn later(served: &Served) -> impl Future<Output = ()> + use<> {
+pub(crate) fn later(served: &Served) -> impl Future<Output = ()> + use<> {
     let socket = served.socket.clone();
     std::fs::remove_file(&socket).unwrap();
     async move {
@@ -108,6 +108,20 @@ async fn another_user_is_told_to_go() {
     let served = served_to(rustix::process::getuid().as_raw() + 1);
     let (status, problem) = problem(&served, Method::GET, "/v1/status", None).await;
     assert_eq!((status, problem.code), (StatusCode::FORBIDDEN, Code::Unauthorized));
+}
+
+#[test]
+fn uid_0_of_a_nested_user_namespace_is_not_ours() {
+    assert!(!peer::is_foreign(std::process::id().try_into().unwrap()));
+    let mut nested = std::process::Command::new("unshare").args(["--user", "sleep", "30"]).spawn().unwrap();
+    let pid = nested.id().try_into().unwrap();
+    let ends = std::time::Instant::now() + Duration::from_secs(5);
+    while !peer::is_foreign(pid) {
+        assert!(std::time::Instant::now() < ends, "unshare --user must be seen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    nested.kill().unwrap();
+    nested.wait().unwrap();
 }
 
 #[tokio::test]
@@ -229,8 +243,8 @@ async fn documents_are_served() {
     assert_eq!(served.client.get::<GenerationView>("/v1/generations/1").await.unwrap(), generations[0]);
     assert!(served.client.get::<Vec<BadView>>("/v1/bad").await.unwrap().is_empty());
     served.client.done(Method::PUT, "/v1/hold", NO_BODY).await.unwrap();
-    let held: Document = served.client.get("/v1/status").await.unwrap();
-    let hold = held.status.hold.unwrap();
+    let document: Document = served.client.get("/v1/status").await.unwrap();
+    let hold = document.status.hold.unwrap();
     assert_eq!((hold.ttl_ms, hold.by.as_str()), (3_600_000, "uid 0 via operator socket"));
     served.client.done(Method::DELETE, "/v1/hold", NO_BODY).await.unwrap();
     assert!(served.client.get::<Document>("/v1/status").await.unwrap().status.hold.is_none());

@@ -68,32 +68,33 @@ impl Screen {
         let What::Progress { layer, done, total, state, .. } = what else { return };
         let changed = self.layers.get(layer) != Some(state);
         self.layers.insert(*layer, state.clone());
-        match &mut self.moving {
-            Some(moving) => {
-                let bar = moving.bars.entry(*layer).or_insert_with(|| {
-                    let bar = ProgressBar::new(*total).with_prefix(name(what));
-                    bar.set_style(bar_style());
-                    moving.all.insert_before(&moving.phase, bar)
-                });
-                bar.set_length(*total);
-                bar.set_position(if state == "fetching" { *done } else { *total });
-                if changed {
-                    bar.set_message(text::clean(state));
-                }
+        let Some(moving) = &mut self.moving else {
+            if changed {
+                say(&layer_line(what));
             }
-            None if changed => say(&layer_line(what)),
-            None => {}
+            return;
+        };
+        if state == "fetching" {
+            let bar = moving.bars.entry(*layer).or_insert_with(|| {
+                let bar = ProgressBar::new(*total).with_prefix(name(what)).with_style(bar_style());
+                moving.all.insert_before(&moving.phase, bar)
+            });
+            bar.set_length(*total);
+            bar.set_position(*done);
+            return;
+        }
+        // A layer that is there becomes a line; only what moves stays a bar.
+        if let Some(bar) = moving.bars.remove(layer) {
+            bar.finish_and_clear();
+        }
+        if changed {
+            self.line(&layer_line(what));
         }
     }
 
     fn phase(&mut self, phase: PhaseName, message: &str) {
         let line = phase_line(phase, message, self.monitor);
         if let Some(moving) = &mut self.moving {
-            if !matches!(phase, PhaseName::Resolving | PhaseName::Planning | PhaseName::Fetching) {
-                for bar in moving.bars.values() {
-                    bar.abandon();
-                }
-            }
             let trial = super::follow::is_trial(phase);
             moving.trial_ends = self.monitor.filter(|_| trial).map(|monitor| Instant::now() + monitor);
             moving.phase.set_message(format!("{phase}"));
@@ -130,17 +131,16 @@ impl Screen {
     /// Takes the moving part away.
     pub(crate) fn clear(&mut self) {
         if let Some(moving) = self.moving.take() {
-            moving.phase.finish_and_clear();
-            // Unfinished bars would redraw over what is printed next.
-            for bar in moving.bars.values() {
-                bar.abandon();
+            // What is left would be drawn over what is printed next.
+            for bar in moving.bars.values().chain([&moving.phase]) {
+                bar.finish_and_clear();
             }
         }
     }
 }
 
 fn bar_style() -> ProgressStyle {
-    ProgressStyle::with_template("{prefix:<26} [{bar:24}] {bytes:>11} / {total_bytes:<11} {msg}")
+    ProgressStyle::with_template("{prefix:<26} [{bar:24}] {bytes:>11} / {total_bytes:<11}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ")
 }

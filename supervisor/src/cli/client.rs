@@ -169,7 +169,8 @@ async fn read(response: Response<Incoming>) -> Result<Bytes, Fault> {
     body.map(http_body_util::Collected::to_bytes).map_err(|error| Fault::Broken(error.to_string()))
 }
 
-fn refused(status: StatusCode, bytes: &Bytes) -> Fault {
+/// The problem in an answer that says no.
+pub(super) fn refused(status: StatusCode, bytes: &Bytes) -> Fault {
     match serde_json::from_slice::<Problem>(bytes) {
         Ok(problem) => Fault::Problem(problem),
         Err(_) => Fault::Broken(format!("HTTP status {status}")),

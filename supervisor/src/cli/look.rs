@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     args::{Probe, Shown},
-    client::Client,
+    client::{Client, refused},
     fault::Fault,
     print::{Printer, Tone, out, say},
     show, status as screen,
@@ -134,7 +134,7 @@ pub(crate) async fn probe(printer: Printer, client: &Client, kind: Probe) -> Res
         Probe::Ready => "/readyz",
     };
     let (status, bytes) = client.answer(Method::GET, path, None::<&()>).await?;
-    let health: Health = serde_json::from_slice(&bytes).map_err(|_| Fault::Broken(format!("HTTP status {status}")))?;
+    let health: Health = serde_json::from_slice(&bytes).map_err(|_| refused(status, &bytes))?;
     printer.document(&health, |_| String::new())?;
     if status == StatusCode::OK {
         return Ok(0);

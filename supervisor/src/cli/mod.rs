@@ -21,7 +21,7 @@ mod text;
 #[cfg(test)]
 mod tests;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub(crate) use args::{Args, InitArgs};
 use args::{Bad, Command, Policy, Spec};
@@ -38,6 +38,8 @@ pub(crate) fn run(args: Args) -> u8 {
     let result = match args.command {
         Command::Init(mut init) => {
             init.socket = args.socket;
+            // `MOLT_IMAGE=` in a manifest says that there is none.
+            init.image = init.image.filter(|image| !image.is_empty());
             return crate::boot::run(init);
         }
         Command::Doctor => crate::doctor::run(printer.is_data()).map_err(|error| Fault::Local(format!("{error:#}"))),
@@ -50,7 +52,7 @@ pub(crate) fn run(args: Args) -> u8 {
         Command::Policy { command: Policy::Schema } => check::policy_schema(printer),
         Command::Spec { command: Spec::Check { file } } => check::spec(printer, &file),
         Command::Spec { command: Spec::Schema } => check::spec_schema(printer),
-        command => online(printer, args.socket, command),
+        command => online(printer, args.socket.as_deref(), command),
     };
     result.unwrap_or_else(|fault| {
         printer.fault(&fault);
@@ -58,8 +60,8 @@ pub(crate) fn run(args: Args) -> u8 {
     })
 }
 
-fn online(printer: Printer, socket: Option<PathBuf>, command: Command) -> Result<u8, Fault> {
-    let client = Client::new(socket.as_deref().unwrap_or(Path::new(SOCKET)));
+fn online(printer: Printer, socket: Option<&Path>, command: Command) -> Result<u8, Fault> {
+    let client = Client::new(socket.unwrap_or(Path::new(SOCKET)));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

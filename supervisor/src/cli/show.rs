@@ -2,6 +2,8 @@
 //!
 //! In: wire types. Out: text. Must not: ask anyone anything.
 
+use std::fmt::Write as _;
+
 use molt_core::{
     code::Code,
     ids::{Digest, Generation, ImageRef, UpdateId},
@@ -130,22 +132,22 @@ pub(crate) fn update(view: &UpdateView, with_evidence: Evidence) -> String {
         ("Ended", view.ended.as_deref().map(text::time)),
     ]);
     if !view.message.is_empty() {
-        shown.push_str(&format!("\n{}\n", text::clean(&view.message)));
+        let _ = writeln!(shown, "\n{}", text::clean(&view.message));
     }
     let Some(evidence) = view.evidence.as_ref() else { return shown };
     if with_evidence == Evidence::Left {
-        shown.push_str(&format!("\nthere is evidence: molt show {} --evidence\n", view.id));
+        let _ = writeln!(shown, "\nthere is evidence: molt show {} --evidence", view.id);
         return shown;
     }
     if let Some(status) = evidence.exit_status {
-        shown.push_str(&format!("\nExit status {status}\n"));
+        let _ = writeln!(shown, "\nExit status {status}");
     }
     for (title, lines) in [("Probes", &evidence.probes), ("Output", &evidence.output)] {
         if !lines.is_empty() {
-            shown.push_str(&format!("\n{title}\n"));
+            let _ = writeln!(shown, "\n{title}");
         }
         for line in lines {
-            shown.push_str(&format!("  {}\n", text::clean_line(line)));
+            let _ = writeln!(shown, "  {}", text::clean_line(line));
         }
     }
     shown
@@ -195,7 +197,7 @@ pub(crate) fn plan(plan: &PlanView) -> String {
         ("Runs", Some(text::line(&plan.command.join(" "), 200))),
     ]);
     for warning in &plan.warnings {
-        shown.push_str(&format!("warning: {}\n", text::clean(warning)));
+        let _ = writeln!(shown, "warning: {}", text::clean(warning));
     }
     shown
 }

@@ -2,6 +2,8 @@
 //!
 //! In: the status document. Out: text. Must not: show a condition that is as it should be.
 
+use std::fmt::Write as _;
+
 use molt_core::{
     ids::Generation,
     wire::{Condition, Document, GenerationView, Status, UpdateView},
@@ -53,7 +55,7 @@ pub(crate) fn status(document: &Document) -> String {
         ));
     }
     for line in &status.degraded {
-        shown.push_str(&format!("degraded: {}\n", text::line(line, 300)));
+        let _ = writeln!(shown, "degraded: {}", text::line(line, 300));
     }
     shown
 }

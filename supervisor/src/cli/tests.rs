@@ -116,7 +116,7 @@ async fn a_wait_goes_on_over_a_restart_of_the_server() {
     let served = served();
     let accepted = Accepted { id: UpdateId(7), after_seq: 100 };
     // A life of its own, on the same socket, later.
-    let later = crate::api::tests::later(&served).await;
+    let later = crate::api::tests::later(&served);
     let printer = Printer::new(Format::Json);
     let wait = follow::to_the_end(printer, &served.client, &accepted, None);
     let (view, ()) = tokio::join!(wait, later);
