@@ -1,0 +1,430 @@
+//! Brings the layers of a resolved image into the store.
+//!
+//! Socket -> hash -> decompress -> hash -> tar -> files, each layer in one pass, several at a time, none ever whole in
+//! memory or packed on disk. Layers are unpacked alone; those that ask something of the layers below are settled when all
+//! are there. Then one sync and the renames.
+//!
+//! In: [`Resolved`], the store, someone to tell. Out: [`Fetched`]: names of layers that are whole and on disk. Must not:
+//! leave anything behind on an error, or block the runtime: what computes or writes runs on blocking threads.
+
+use std::{
+    collections::HashSet,
+    io::{self, BufRead, BufReader, Read},
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::{Buf as _, Bytes};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use molt_core::ids::{Digest, ImageRef};
+use tokio::sync::mpsc::Receiver;
+
+use crate::{
+    error::{Error, Result},
+    layer::{self, Promise, apply::Options, settle::settle, tree::Asks},
+    layout::Layout,
+    need,
+    remote::{
+        blob::{Wanted, pump},
+        registry::Endpoint,
+    },
+    resolve::{Client, Layer, Resolved, repository_at},
+    store::{LayerId, Staged, Store, chain},
+};
+
+/// Pieces on their way from the socket to the unpacker, for each layer.
+const PIECES: usize = 32;
+const BUFFER: usize = 256 << 10;
+const TICK: Duration = Duration::from_millis(100);
+
+/// How far a layer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerState {
+    /// It was in the store.
+    Present,
+    /// Under way.
+    Fetching,
+    /// Unpacked and verified.
+    Done,
+}
+
+/// Is told how a fetch goes. Called from the task that fetches; must not block.
+pub trait Progress: Send + Sync {
+    /// `bytes_done` of the `bytes_total` packed bytes of the layer with this index (bottom is 0) have arrived.
+    fn layer(&self, index: usize, digest: &Digest, bytes_done: u64, bytes_total: u64, state: LayerState);
+    /// `what` failed with `error` and will be tried again after a pause.
+    fn retry(&self, what: &str, after: Duration, error: &str);
+}
+
+/// Tells nobody.
+impl Progress for () {
+    fn layer(&self, _: usize, _: &Digest, _: u64, _: u64, _: LayerState) {}
+    fn retry(&self, _: &str, _: Duration, _: &str) {}
+}
+
+/// What a fetch did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// The image's layers in the store, bottom first.
+    pub layers: Vec<LayerId>,
+    /// Layers that were fetched.
+    pub layers_fetched: usize,
+    /// Packed bytes that were fetched.
+    pub bytes_fetched: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// A layer that is unpacked but not published.
+type Ready = (Staged, Asks);
+
+enum Source {
+    Registry(Vec<Endpoint>, String),
+    Layout(Arc<Layout>),
+}
+
+impl Client {
+    /// Fetches what the store lacks of `resolved`, and its documents. Dropping the future stops it; what it was writing
+    /// is then removed by the threads that write.
+    pub async fn fetch(&self, resolved: &Resolved, store: &Store, progress: &dyn Progress) -> Result<Fetched> {
+        let what = resolved.reference.to_string();
+        need::check(&need::need(resolved, store), &what, store, self.limits.reserve)?;
+        let deadline = self.limits.deadline;
+        match tokio::time::timeout(deadline, self.fetch_all(resolved, store, progress)).await {
+            Ok(Err(Error::NoSpace { operation, why })) => {
+                let figures = store.space().map_or_else(
+                    |_| String::new(),
+                    |space| format!("; {} bytes and {} inodes are free", space.bytes_free, space.inodes_free),
+                );
+                Err(Error::NoSpace { operation, why: format!("{why}{figures}") })
+            }
+            Ok(done) => done,
+            Err(_) => Err(Error::Deadline { what, after: deadline }),
+        }
+    }
+
+    async fn fetch_all(&self, resolved: &Resolved, store: &Store, progress: &dyn Progress) -> Result<Fetched> {
+        let start = Instant::now();
+        let source = self.source(&resolved.reference).await?;
+        keep_documents(resolved, store).await?;
+
+        let mut names = present(resolved, store);
+        for (index, layer) in resolved.layers.iter().enumerate() {
+            if names.get(index).is_some_and(Option::is_some) {
+                progress.layer(index, &layer.digest, layer.size, layer.size, LayerState::Present);
+            }
+        }
+        let mut wanted: Vec<usize> = Vec::new();
+        let mut seen = HashSet::new();
+        for (index, layer) in resolved.layers.iter().enumerate() {
+            if names.get(index).is_some_and(Option::is_none) && seen.insert(layer.diff_id) {
+                wanted.push(index);
+            }
+        }
+        let mut fetched = Fetched { layers: Vec::new(), layers_fetched: 0, bytes_fetched: 0, elapsed: Duration::ZERO };
+        let mut ready: Vec<Option<Ready>> = resolved.layers.iter().map(|_| None).collect();
+        let mut problem = None;
+        let mut waiting = wanted.iter().copied();
+        let mut running = FuturesUnordered::new();
+        loop {
+            while running.len() < self.parallel
+                && problem.is_none()
+                && let Some(index) = waiting.next()
+                && let Some(layer) = resolved.layers.get(index)
+            {
+                let source = &source;
+                running.push(async move { (index, layer, self.one(source, index, layer, store, progress).await) });
+            }
+            match running.next().await {
+                Some((index, layer, Ok(done))) => {
+                    progress.layer(index, &layer.digest, layer.size, layer.size, LayerState::Done);
+                    fetched.layers_fetched += 1;
+                    fetched.bytes_fetched += layer.size;
+                    if let Some(slot) = ready.get_mut(index) {
+                        *slot = Some(done);
+                    }
+                }
+                Some((_, _, Err(error))) => {
+                    problem = Some(error);
+                    break;
+                }
+                None => break,
+            }
+        }
+        drop(running);
+        if let Some(error) = problem {
+            keep_finished(resolved, store, ready).await?;
+            return Err(error);
+        }
+
+        let mut batch: Vec<(Staged, LayerId)> = Vec::new();
+        for (index, layer) in resolved.layers.iter().enumerate() {
+            let below: Vec<LayerId> = names.iter().take(index).filter_map(|name| *name).collect();
+            if names.get(index).is_some_and(Option::is_some) {
+                continue;
+            }
+            let plain = LayerId::plain(layer.diff_id);
+            if batch.iter().any(|(_, id)| *id == plain) {
+                set(&mut names, index, plain);
+                continue;
+            }
+            let (staged, asks) = match ready.get_mut(index).and_then(Option::take) {
+                Some(done) => done,
+                // The same layer twice in one image, and not the same on both parents.
+                None => self.one(&source, index, layer, store, progress).await?,
+            };
+            if asks.is_empty() {
+                set(&mut names, index, plain);
+                batch.push((staged, plain));
+                continue;
+            }
+            let id = LayerId::on(layer.diff_id, chain(&below));
+            set(&mut names, index, id);
+            if !store.has_layer(&id) {
+                let lowers = folders(&below, &batch, store)?;
+                let limits = self.limits.clone();
+                let settled = blocking("the settler of a layer", move || {
+                    let options = Options { limits: &limits, xattrs: staged.xattrs() };
+                    settle(&staged.folder()?, asks, &lowers, options).map(|()| staged)
+                });
+                batch.push((settled.await.map_err(|error| error.in_layer(layer.diff_id))?, id));
+            }
+        }
+        let handle = store.clone();
+        blocking("the publisher of layers", move || handle.publish(batch)).await?;
+        fetched.layers = names.into_iter().flatten().collect();
+        fetched.elapsed = start.elapsed();
+        Ok(fetched)
+    }
+
+    async fn source(&self, reference: &ImageRef) -> Result<Source> {
+        match reference {
+            ImageRef::Registry { host, repository, .. } => {
+                Ok(Source::Registry(self.registry.endpoints(host)?, repository_at(host, repository)))
+            }
+            ImageRef::Layout { path, .. } => {
+                let (path, limits) = (path.clone(), self.limits.clone());
+                let layout = blocking("the reader of the layout", move || Layout::open(&path, &limits)).await?;
+                Ok(Source::Layout(Arc::new(layout)))
+            }
+        }
+    }
+
+    /// Fetches and unpacks one layer.
+    async fn one(
+        &self,
+        source: &Source,
+        index: usize,
+        layer: &Layer,
+        store: &Store,
+        progress: &dyn Progress,
+    ) -> Result<Ready> {
+        match source {
+            Source::Layout(layout) => self.from_layout(layout, index, layer, store, progress).await,
+            Source::Registry(endpoints, repository) => {
+                let first = self.from_registry(endpoints, repository, index, layer, store, progress).await;
+                match (first, endpoints.as_slice()) {
+                    // A mirror may hold something else under this digest; the registry is asked before that is believed.
+                    (Err(error @ Error::Mismatch { .. }), [_, .., own]) => {
+                        progress.retry(&layer.digest.to_string(), Duration::ZERO, &error.to_string());
+                        let own = std::slice::from_ref(own);
+                        self.from_registry(own, repository, index, layer, store, progress).await
+                    }
+                    (result, _) => result,
+                }
+            }
+        }
+    }
+
+    async fn from_registry(
+        &self,
+        endpoints: &[Endpoint],
+        repository: &str,
+        index: usize,
+        layer: &Layer,
+        store: &Store,
+        progress: &dyn Progress,
+    ) -> Result<Ready> {
+        let (sender, receiver) = tokio::sync::mpsc::channel(PIECES);
+        let pieces = Pieces { receiver, piece: Bytes::new() };
+        let worker = self.worker(pieces, layer, store);
+        let wanted = Wanted { repository, digest: layer.digest, size: layer.size };
+        let report = |done| progress.layer(index, &layer.digest, done, layer.size, LayerState::Fetching);
+        let pumping = async {
+            // The sender goes when the pump ends, and with it the worker.
+            let sender = sender;
+            pump(&self.registry, endpoints, wanted, &sender, progress, report).await
+        };
+        let (pumped, worked) = futures_util::future::join(pumping, worker).await;
+        pumped?;
+        worked
+    }
+
+    async fn from_layout(
+        &self,
+        layout: &Arc<Layout>,
+        index: usize,
+        layer: &Layer,
+        store: &Store,
+        progress: &dyn Progress,
+    ) -> Result<Ready> {
+        let count = Arc::new(AtomicU64::new(0));
+        let stop = Stop(Arc::new(AtomicBool::new(false)));
+        let inner = layout.blob(&layer.digest)?;
+        let counted = Counted { inner, count: Arc::clone(&count), stop: Arc::clone(&stop.0) };
+        let mut worker = std::pin::pin!(self.worker(BufReader::with_capacity(BUFFER, counted), layer, store));
+        loop {
+            if let Ok(done) = tokio::time::timeout(TICK, &mut worker).await {
+                return done;
+            }
+            let done = count.load(Ordering::Relaxed).min(layer.size);
+            progress.layer(index, &layer.digest, done, layer.size, LayerState::Fetching);
+        }
+    }
+
+    /// The half that computes and writes.
+    fn worker<R: BufRead + Send + 'static>(
+        &self,
+        source: R,
+        layer: &Layer,
+        store: &Store,
+    ) -> impl Future<Output = Result<Ready>> + use<R> {
+        let (store, limits, layer) = (store.clone(), self.limits.clone(), *layer);
+        blocking("the unpacker of a layer", move || {
+            let staged = store.stage()?;
+            let promise =
+                Promise { digest: layer.digest, size: layer.size, diff_id: layer.diff_id, packing: layer.packing };
+            let options = Options { limits: &limits, xattrs: staged.xattrs() };
+            let unpacked = layer::unpack(source, staged.folder()?, promise, options)?;
+            Ok((staged, unpacked.asks))
+        })
+    }
+}
+
+/// Runs `work` on a blocking thread, which starts at once.
+fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> impl Future<Output = Result<T>> {
+    let handle = tokio::task::spawn_blocking(work);
+    async move { handle.await.unwrap_or(Err(Error::Worker { what })) }
+}
+
+fn set(names: &mut [Option<LayerId>], index: usize, id: LayerId) {
+    if let Some(slot) = names.get_mut(index) {
+        *slot = Some(id);
+    }
+}
+
+/// The layers that are in the store, bottom first. One that depends on its parents is known only when they are.
+fn present(resolved: &Resolved, store: &Store) -> Vec<Option<LayerId>> {
+    let mut names: Vec<Option<LayerId>> = Vec::new();
+    for layer in &resolved.layers {
+        let plain = LayerId::plain(layer.diff_id);
+        let below: Option<Vec<LayerId>> = names.iter().copied().collect();
+        let name = if store.has_layer(&plain) {
+            Some(plain)
+        } else {
+            below.map(|below| LayerId::on(layer.diff_id, chain(&below))).filter(|id| store.has_layer(id))
+        };
+        names.push(name);
+    }
+    names
+}
+
+/// Folders of the layers below, nearest first, published or about to be.
+fn folders(below: &[LayerId], batch: &[(Staged, LayerId)], store: &Store) -> Result<Vec<OwnedFd>> {
+    below
+        .iter()
+        .rev()
+        .map(|id| match batch.iter().find(|(_, other)| other == id) {
+            Some((staged, _)) => staged.folder(),
+            None => store.layer(id),
+        })
+        .collect()
+}
+
+async fn keep_documents(resolved: &Resolved, store: &Store) -> Result<()> {
+    let (store, resolved) = (store.clone(), resolved.clone());
+    blocking("the writer of manifests", move || {
+        if let Some(index) = &resolved.index {
+            store.put_blob(&resolved.digest, index)?;
+        }
+        store.put_blob(&resolved.manifest_digest, &resolved.manifest)?;
+        store.put_blob(&resolved.config_digest, &resolved.config)
+    })
+    .await
+}
+
+/// After a failure: layers that are whole and depend on nothing need not be fetched again.
+async fn keep_finished(resolved: &Resolved, store: &Store, ready: Vec<Option<Ready>>) -> Result<()> {
+    let batch: Vec<_> = ready
+        .into_iter()
+        .zip(&resolved.layers)
+        .filter_map(|(ready, layer)| Some((ready?, LayerId::plain(layer.diff_id))))
+        .filter(|((_, asks), _)| asks.is_empty())
+        .map(|((staged, _), id)| (staged, id))
+        .collect();
+    let store = store.clone();
+    blocking("the publisher of layers", move || store.publish(batch)).await
+}
+
+/// What the pump sends, as a reader. The end of the channel is the end of the blob; sums tell whether it was.
+struct Pieces {
+    receiver: Receiver<Bytes>,
+    piece: Bytes,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.len().min(out.len());
+        self.piece.copy_to_slice(out.get_mut(..count).unwrap_or_default());
+        Ok(count)
+    }
+}
+
+impl BufRead for Pieces {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.piece.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(piece) => self.piece = piece,
+                None => break,
+            }
+        }
+        Ok(&self.piece)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.piece.advance(amount.min(self.piece.len()));
+    }
+}
+
+/// Stops a reader when the fetch is dropped.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+struct Counted {
+    inner: Box<dyn Read + Send>,
+    count: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(io::Error::other("nobody waits for it any more"));
+        }
+        let count = self.inner.read(out)?;
+        self.count.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+}

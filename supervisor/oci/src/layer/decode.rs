@@ -1,0 +1,303 @@
+//! From packed bytes to the plain tar stream: hashes and counts on both sides, and the bounds on how much may come out.
+//!
+//! In: a `BufRead` of the blob, its media kind, the limits. Out: a `Read` of the tar bytes, then [`Sums`]. Must not: buffer
+//! a layer, or guess a compression that the media type does not name.
+
+use std::{
+    io::{self, BufRead, Read},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use molt_core::ids::{Digest, DiffId};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    config::Limits,
+    error::{Error, Result},
+};
+
+/// How a layer is packed, from its media type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// A plain tar.
+    Tar,
+    /// gzip, one or more members.
+    Gzip,
+    /// zstd, one or more frames.
+    Zstd,
+}
+
+impl Packing {
+    /// From a layer's media type; none for those that are not taken.
+    pub fn of(media_type: &str) -> Option<Self> {
+        match media_type {
+            "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => Some(Self::Tar),
+            "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
+                Some(Self::Gzip)
+            }
+            "application/vnd.oci.image.layer.v1.tar+zstd" | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
+                Some(Self::Zstd)
+            }
+            _ => None,
+        }
+    }
+
+    fn sniff(head: &[u8]) -> Self {
+        match head {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            _ => Self::Tar,
+        }
+    }
+}
+
+/// What went in and came out, once everything was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sums {
+    /// Of the blob.
+    pub packed: Digest,
+    /// Bytes of the blob.
+    pub packed_bytes: u64,
+    /// Of the tar stream.
+    pub plain: DiffId,
+    /// Bytes of the tar stream.
+    pub plain_bytes: u64,
+}
+
+/// Hashes what is consumed from `R`.
+#[derive(Debug)]
+pub(crate) struct Packed<R> {
+    inner: R,
+    hash: Sha256,
+    count: Arc<AtomicU64>,
+}
+
+impl<R: BufRead> Read for Packed<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let count = available.len().min(out.len());
+        for (to, from) in out.iter_mut().zip(available) {
+            *to = *from;
+        }
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+impl<R: BufRead> BufRead for Packed<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, amount: usize) {
+        // Still buffered, so this cannot fail or block.
+        if amount > 0
+            && let Ok(available) = self.inner.fill_buf()
+        {
+            self.hash.update(available.get(..amount).unwrap_or(available));
+        }
+        self.count.fetch_add(amount as u64, Ordering::Relaxed);
+        self.inner.consume(amount);
+    }
+}
+
+enum Unpacking<R: BufRead> {
+    Tar(Packed<R>),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<Packed<R>>>),
+    Zstd(zstd::stream::read::Decoder<'static, Packed<R>>),
+}
+
+/// The tar stream of a layer.
+pub(crate) struct Plain<R: BufRead> {
+    inner: Unpacking<R>,
+    hash: Sha256,
+    packed: Arc<AtomicU64>,
+    count: u64,
+    bytes_max: u64,
+    ratio: u64,
+    ratio_after: u64,
+}
+
+impl<R: BufRead> std::fmt::Debug for Plain<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plain").field("count", &self.count).finish_non_exhaustive()
+    }
+}
+
+impl<R: BufRead> Plain<R> {
+    /// Looks at the first bytes: the blob must be packed as its media type says.
+    pub(crate) fn new(mut source: R, packing: Packing, limits: &Limits) -> Result<Self> {
+        let head = source.fill_buf().map_err(|source| stream_error("read its first bytes", source))?;
+        let found = Packing::sniff(head);
+        if !head.is_empty() && found != packing {
+            return Err(Error::layer(format!("the media type says {packing:?}, the bytes are {found:?}")));
+        }
+        let packed = Arc::new(AtomicU64::new(0));
+        let source = Packed { inner: source, hash: Sha256::new(), count: Arc::clone(&packed) };
+        let inner = match packing {
+            Packing::Tar => Unpacking::Tar(source),
+            Packing::Gzip => Unpacking::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(source))),
+            Packing::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(source)
+                    .map_err(|source| stream_error("start zstd", source))?;
+                decoder
+                    .window_log_max(limits.zstd_window_log)
+                    .map_err(|source| stream_error("bound the zstd window", source))?;
+                Unpacking::Zstd(decoder)
+            }
+        };
+        Ok(Self {
+            inner,
+            hash: Sha256::new(),
+            packed,
+            count: 0,
+            bytes_max: limits.layer_bytes,
+            ratio: limits.ratio,
+            ratio_after: limits.ratio_after,
+        })
+    }
+
+    /// Reads what is left on both sides and gives the sums.
+    pub(crate) fn finish(mut self) -> Result<Sums> {
+        let mut rest = vec![0; 64 << 10];
+        while self.read(&mut rest).map_err(|source| stream_error("read to its end", source))? > 0 {}
+        let (plain, plain_bytes) = (finish_hash(self.hash), self.count);
+        let (packed, packed_bytes) = drain(self.inner, u64::MAX)?;
+        Ok(Sums { packed, packed_bytes, plain: DiffId(plain), plain_bytes })
+    }
+
+    /// After something was wrong inside: the digest of the blob, so that broken transport is told from a bad layer.
+    /// None where more than `at_most` bytes are left.
+    pub(crate) fn abandon(self, at_most: u64) -> Option<Digest> {
+        drain(self.inner, at_most).ok().map(|(digest, _)| digest)
+    }
+}
+
+fn drain<R: BufRead>(inner: Unpacking<R>, at_most: u64) -> Result<(Digest, u64)> {
+    let mut packed = match inner {
+        Unpacking::Tar(packed) => packed,
+        Unpacking::Gzip(decoder) => decoder.into_inner(),
+        Unpacking::Zstd(decoder) => decoder.finish(),
+    };
+    let mut left = at_most;
+    loop {
+        let length = packed.fill_buf().map_err(|source| stream_error("read to its end", source))?.len();
+        if length == 0 {
+            return Ok((finish_hash(packed.hash), packed.count.load(Ordering::Relaxed)));
+        }
+        left = left.checked_sub(length as u64).ok_or_else(|| Error::layer("too much is left after an error"))?;
+        packed.consume(length);
+    }
+}
+
+impl<R: BufRead> Read for Plain<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = match &mut self.inner {
+            Unpacking::Tar(reader) => reader.read(out)?,
+            Unpacking::Gzip(reader) => reader.read(out)?,
+            Unpacking::Zstd(reader) => reader.read(out)?,
+        };
+        self.hash.update(out.get(..count).unwrap_or_default());
+        self.count = self.count.saturating_add(count as u64);
+        if self.count > self.bytes_max {
+            return Err(io::Error::other(Bomb(format!("unpacks to more than {} bytes", self.bytes_max))));
+        }
+        let packed = self.packed.load(Ordering::Relaxed).max(1);
+        if self.count > self.ratio_after && self.count / packed > self.ratio {
+            return Err(io::Error::other(Bomb(format!(
+                "unpacks {} bytes from {packed}, more than {}:1",
+                self.count, self.ratio
+            ))));
+        }
+        Ok(count)
+    }
+}
+
+/// A limit was passed while decoding; travels through `io::Error`.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Bomb(String);
+
+/// An error while reading the stream, as one about the layer.
+pub(crate) fn stream_error(what: &str, source: io::Error) -> Error {
+    if let Some(bomb) = source.get_ref().and_then(|inner| inner.downcast_ref::<Bomb>()) {
+        return Error::layer(bomb.0.clone());
+    }
+    Error::Layer { layer: None, why: format!("cannot {what}"), source: Some(source) }
+}
+
+/// Closes a hash.
+pub(crate) fn finish_hash(hash: Sha256) -> Digest {
+    Digest::from_bytes(hash.finalize().into())
+}
+
+/// The digest of bytes at hand.
+pub(crate) fn digest_of(bytes: &[u8]) -> Digest {
+    Digest::from_bytes(Sha256::digest(bytes).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn sums(blob: &[u8], packing: Packing, limits: &Limits) -> Result<Sums> {
+        Plain::new(blob, packing, limits)?.finish()
+    }
+
+    #[test]
+    fn sums_cover_both_sides_and_all_members() {
+        let plain = b"hello world".repeat(1000);
+        let two = [gzip(&plain), gzip(&plain)].concat();
+        let got = sums(&two, Packing::Gzip, &Limits::default()).unwrap();
+        assert_eq!(got.packed, digest_of(&two));
+        assert_eq!(got.plain.0, digest_of(&plain.repeat(2)));
+        let z = zstd::encode_all(plain.as_slice(), 3).unwrap();
+        assert_eq!(sums(&z, Packing::Zstd, &Limits::default()).unwrap().plain.0, digest_of(&plain));
+        assert_eq!(sums(&plain, Packing::Tar, &Limits::default()).unwrap().packed, digest_of(&plain));
+    }
+
+    #[test]
+    fn packing_must_be_what_the_media_type_says() {
+        let blob = gzip(b"x");
+        for packing in [Packing::Tar, Packing::Zstd] {
+            assert!(sums(&blob, packing, &Limits::default()).is_err());
+        }
+    }
+
+    #[test]
+    fn bombs_stop_at_the_ratio_and_at_the_size() {
+        let zeros = gzip(&vec![0; 8 << 20]);
+        let ratio = Limits { ratio: 200, ratio_after: 1 << 20, ..Limits::default() };
+        assert!(sums(&zeros, Packing::Gzip, &ratio).unwrap_err().to_string().contains("200:1"));
+        let size = Limits { layer_bytes: 1 << 20, ..Limits::default() };
+        assert!(sums(&zeros, Packing::Gzip, &size).unwrap_err().to_string().contains("1048576"));
+    }
+
+    #[test]
+    fn wide_zstd_windows_are_refused() {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(24).unwrap();
+        encoder.write_all(&vec![7; 40 << 20]).unwrap();
+        let blob = encoder.finish().unwrap();
+        let narrow = Limits { zstd_window_log: 20, ..Limits::default() };
+        assert!(sums(&blob, Packing::Zstd, &narrow).is_err());
+        assert!(sums(&blob, Packing::Zstd, &Limits { ratio: 1 << 40, ..Limits::default() }).is_ok());
+    }
+
+    #[test]
+    fn truncated_streams_fail() {
+        let blob = gzip(&b"abc".repeat(10_000));
+        assert!(sums(&blob[..blob.len() - 9], Packing::Gzip, &Limits::default()).is_err());
+    }
+}

@@ -1,0 +1,268 @@
+//! From a reference to everything that names the image by digest.
+//!
+//! In: a reference and a platform. Out: [`Resolved`]: manifest and config, verified, and the layers to fetch. Must not:
+//! look at a tag twice, or fetch a layer.
+
+use bytes::Bytes;
+use molt_core::ids::{Digest, DiffId, ImageRef};
+
+use crate::{
+    config::{Limits, Platform, Registries},
+    error::{Error, Result},
+    image::ImageConfig,
+    layer::decode::{Packing, digest_of},
+    layer::mismatch,
+    layout::Layout,
+    manifest::{self, ACCEPT, Descriptor, Manifest, Parsed},
+    remote::{
+        pace::Pace,
+        registry::{Answer, Ask, Endpoint, Registry, blob_path},
+    },
+};
+
+/// Resolves and fetches images. Cheap to use from many places; holds connections and tokens.
+#[derive(Debug)]
+pub struct Client {
+    pub(crate) registry: Registry,
+    pub(crate) limits: Limits,
+    pub(crate) parallel: usize,
+}
+
+/// An image by digest, with its documents at hand.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// What was asked for.
+    pub reference: ImageRef,
+    /// What the reference led to: an index or a manifest. Names the image from here on.
+    pub digest: Digest,
+    /// The index, where there was one.
+    pub index: Option<Bytes>,
+    /// The platform's manifest; equals `digest` where there is no index.
+    pub manifest_digest: Digest,
+    /// The platform's manifest.
+    pub manifest: Bytes,
+    /// Digest of the config.
+    pub config_digest: Digest,
+    /// The config.
+    pub config: Bytes,
+    /// The config, read.
+    pub image: ImageConfig,
+    /// Bottom first.
+    pub layers: Vec<Layer>,
+}
+
+/// One layer of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layer {
+    /// Of the blob, packed.
+    pub digest: Digest,
+    /// Bytes of the blob.
+    pub size: u64,
+    /// How it is packed.
+    pub packing: Packing,
+    /// Of the tar stream.
+    pub diff_id: DiffId,
+}
+
+/// Documents on the way to [`Resolved`].
+struct Documents {
+    digest: Digest,
+    index: Option<Bytes>,
+    manifest_digest: Digest,
+    manifest: Bytes,
+    parsed: Manifest,
+}
+
+impl Client {
+    /// Reads certificates; credentials are read when a registry asks for them.
+    pub fn new(registries: &Registries, limits: Limits) -> Result<Self> {
+        let registry = Registry::new(registries, limits.clone())?;
+        Ok(Self { registry, limits, parallel: registries.parallel.clamp(1, 16) })
+    }
+
+    /// Finds the image and reads its manifest and config.
+    pub async fn resolve(&self, reference: &ImageRef, platform: &Platform) -> Result<Resolved> {
+        match reference {
+            ImageRef::Registry { host, repository, tag, digest } => {
+                let repository = repository_at(host, repository);
+                let endpoints = self.registry.endpoints(host)?;
+                let asked = match (digest, tag) {
+                    (Some(digest), _) => digest.to_string(),
+                    (None, Some(tag)) => tag.clone(),
+                    (None, None) => "latest".to_owned(),
+                };
+                let documents =
+                    self.documents(reference, &endpoints, &repository, &asked, *digest, platform).await?;
+                let wanted = &documents.parsed.config;
+                let path = blob_path(&wanted.digest);
+                let ask = Ask { repository: &repository, path: &path, accept: None, from: 0 };
+                let (config, _) = self.verified(&endpoints, ask, Some(wanted.digest), wanted.size).await?;
+                assemble(reference, documents, config.bytes, platform)
+            }
+            ImageRef::Layout { path, tag } => {
+                let (path, tag) = (path.clone(), tag.clone());
+                let (limits, reference, platform) = (self.limits.clone(), reference.clone(), platform.clone());
+                tokio::task::spawn_blocking(move || from_layout(&path, tag.as_deref(), &reference, &platform, &limits))
+                    .await
+                    .map_err(|_| Error::Worker { what: "the reader of the layout" })?
+            }
+        }
+    }
+
+    async fn documents(
+        &self,
+        reference: &ImageRef,
+        endpoints: &[Endpoint],
+        repository: &str,
+        asked: &str,
+        pinned: Option<Digest>,
+        platform: &Platform,
+    ) -> Result<Documents> {
+        let path = format!("manifests/{asked}");
+        let ask = Ask { repository, path: &path, accept: Some(ACCEPT), from: 0 };
+        let (answer, digest) = self.verified(endpoints, ask, pinned, self.limits.manifest).await?;
+        let what = reference.to_string();
+        let entries = match manifest::parse(&what, &answer.bytes, answer.media_type.as_deref(), &self.limits)? {
+            Parsed::Manifest(parsed) => {
+                return Ok(Documents { digest, index: None, manifest_digest: digest, manifest: answer.bytes, parsed });
+            }
+            Parsed::Index(entries) => entries,
+        };
+        let chosen = manifest::choose(&what, &entries, platform)?;
+        let path = format!("manifests/{}", chosen.digest);
+        let ask = Ask { repository, path: &path, accept: Some(ACCEPT), from: 0 };
+        let (inner, manifest_digest) =
+            self.verified(endpoints, ask, Some(chosen.digest), chosen.size.min(self.limits.manifest)).await?;
+        let parsed = inner_manifest(&what, &inner.bytes, inner.media_type.as_deref(), chosen, &self.limits)?;
+        Ok(Documents { digest, index: Some(answer.bytes), manifest_digest, manifest: inner.bytes, parsed })
+    }
+
+    /// Gets a document from the first endpoint that has it right.
+    async fn verified(
+        &self,
+        endpoints: &[Endpoint],
+        ask: Ask<'_>,
+        digest: Option<Digest>,
+        at_most: u64,
+    ) -> Result<(Answer, Digest)> {
+        let mut pace = Pace::new(&self.limits, ask.path, None);
+        let mut endpoints = endpoints.iter().peekable();
+        while let Some(endpoint) = endpoints.peek() {
+            let result = self.registry.get(endpoint, ask, at_most).await.and_then(|answer| {
+                let actual = digest_of(&answer.bytes);
+                let said = answer.digest.as_deref().and_then(|text| text.parse().ok());
+                match digest.or(said) {
+                    Some(expected) if expected != actual => Err(mismatch(ask.path, expected, actual)),
+                    _ => Ok((answer, actual)),
+                }
+            });
+            match result {
+                Ok(found) => return Ok(found),
+                Err(error) if endpoint.own => pace.pause(error).await?,
+                Err(error) => {
+                    tracing::info!(mirror = endpoint.host, %error, "the mirror is passed over");
+                    endpoints.next();
+                }
+            }
+        }
+        Err(Error::NotFound { what: ask.path.to_owned(), place: "any mirror".to_owned() })
+    }
+}
+
+/// `docker.io/NAME` is short for `docker.io/library/NAME`, there only.
+pub(crate) fn repository_at(host: &str, repository: &str) -> String {
+    if host == "docker.io" && !repository.contains('/') {
+        format!("library/{repository}")
+    } else {
+        repository.to_owned()
+    }
+}
+
+fn inner_manifest(
+    what: &str,
+    bytes: &[u8],
+    media_type: Option<&str>,
+    chosen: &Descriptor,
+    limits: &Limits,
+) -> Result<Manifest> {
+    if media_type.is_some_and(|kind| kind != chosen.media_type) {
+        return Err(Error::manifest(what, "the index and the manifest's media type differ"));
+    }
+    match manifest::parse(what, bytes, Some(&chosen.media_type), limits)? {
+        Parsed::Manifest(parsed) => Ok(parsed),
+        Parsed::Index(_) => Err(Error::manifest(what, "an index inside an index")),
+    }
+}
+
+fn from_layout(
+    path: &str,
+    tag: Option<&str>,
+    reference: &ImageRef,
+    platform: &Platform,
+    limits: &Limits,
+) -> Result<Resolved> {
+    let layout = Layout::open(path, limits)?;
+    let what = reference.to_string();
+    let entry = layout.entry(tag, limits)?;
+    let bytes = layout.checked(&entry.digest, entry.size.min(limits.manifest))?;
+    let documents = match manifest::parse(&what, &bytes, Some(&entry.media_type), limits)? {
+        Parsed::Manifest(parsed) => Documents {
+            digest: entry.digest,
+            index: None,
+            manifest_digest: entry.digest,
+            manifest: bytes,
+            parsed,
+        },
+        Parsed::Index(entries) => {
+            let chosen = manifest::choose(&what, &entries, platform)?;
+            let inner = layout.checked(&chosen.digest, chosen.size.min(limits.manifest))?;
+            let parsed = inner_manifest(&what, &inner, None, chosen, limits)?;
+            Documents {
+                digest: entry.digest,
+                index: Some(bytes),
+                manifest_digest: chosen.digest,
+                manifest: inner,
+                parsed,
+            }
+        }
+    };
+    let config = layout.checked(&documents.parsed.config.digest, documents.parsed.config.size)?;
+    assemble(reference, documents, config, platform)
+}
+
+fn assemble(reference: &ImageRef, documents: Documents, config: Bytes, platform: &Platform) -> Result<Resolved> {
+    let what = reference.to_string();
+    let (image, diff_ids) = ImageConfig::parse(&what, &config)?;
+    if !image.platform().serves(platform) {
+        return Err(Error::Platform {
+            wanted: platform.to_string(),
+            reference: what,
+            found: format!("only {}", crate::error::show(image.platform().to_string().as_bytes())),
+        });
+    }
+    let (manifest, config_digest) = (documents.manifest, documents.parsed.config.digest);
+    if diff_ids.len() != documents.parsed.layers.len() {
+        return Err(Error::manifest(
+            what,
+            format!("{} layers, but its config has {} diff ids", documents.parsed.layers.len(), diff_ids.len()),
+        ));
+    }
+    let layers = documents
+        .parsed
+        .layers
+        .iter()
+        .zip(diff_ids)
+        .map(|((layer, packing), diff_id)| Layer { digest: layer.digest, size: layer.size, packing: *packing, diff_id })
+        .collect();
+    Ok(Resolved {
+        reference: reference.clone(),
+        digest: documents.digest,
+        index: documents.index,
+        manifest_digest: documents.manifest_digest,
+        manifest,
+        config_digest,
+        config,
+        image,
+        layers,
+    })
+}
