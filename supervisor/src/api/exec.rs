@@ -62,14 +62,17 @@ pub(super) async fn start(
         if options.argv.is_empty() {
             return Err(Refused::new(Code::Invalid, "argv is empty: name a program"));
         }
-        let size = options.tty.then_some((options.rows, options.cols));
+        let size = (options.rows, options.cols);
         let session = ask(&handle, |reply| Command::Exec { options, by: BY.to_owned(), reply }).await?;
-        Ok((session, size))
+        if session.tty && size != (0, 0) {
+            resize(&session.stdout, size.0, size.1);
+        }
+        Ok(session)
     };
-    let (session, size) = tokio::time::timeout(START_TIME, begun).await.map_err(|_| {
+    let session = tokio::time::timeout(START_TIME, begun).await.map_err(|_| {
         Refused::with_status(StatusCode::GATEWAY_TIMEOUT, Code::DeadlineExceeded, "the process did not start in 30 s")
     })??;
-    tokio::spawn(run(upgrade, session, size, slot));
+    tokio::spawn(run(upgrade, session, slot));
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -96,24 +99,21 @@ fn upgrade(request: &mut Request) -> Result<OnUpgrade, Refused> {
     request.extensions_mut().remove::<OnUpgrade>().ok_or_else(refused)
 }
 
-async fn run(upgrade: OnUpgrade, session: ExecSession, size: Option<(u16, u16)>, _slot: StreamSlot) {
+async fn run(upgrade: OnUpgrade, session: ExecSession, _slot: StreamSlot) {
     let connection = match upgrade.await {
         Ok(connection) => connection,
         Err(error) => return tracing::debug!(%error, "the client of an exec went away before it began"),
     };
-    if let Err(error) = pump(connection, session, size).await {
+    if let Err(error) = pump(connection, session).await {
         tracing::debug!(%error, "an exec ended with its client");
     }
 }
 
 /// Carries everything until the process has ended or the client is gone.
-async fn pump(connection: Upgraded, session: ExecSession, size: Option<(u16, u16)>) -> io::Result<()> {
+async fn pump(connection: Upgraded, session: ExecSession) -> io::Result<()> {
     let (from, to) = tokio::io::split(TokioIo::new(connection));
     let ExecSession { stdin, stdout, stderr, tty, exited, signals } = session;
     let terminal = if tty { Some(stdout.try_clone()?) } else { None };
-    if let (Some(terminal), Some((rows, cols))) = (&terminal, size) {
-        resize(terminal, rows, cols);
-    }
     let (frames, queue) = mpsc::channel(QUEUE);
     let (over, ended) = watch::channel(None);
     let outputs = async move {

@@ -174,6 +174,9 @@ impl Fake {
 
     fn update(&mut self, request: &UpdateRequest) -> Result<Accepted, Problem> {
         let tag = request.image.to_string().rsplit(':').next().unwrap_or_default().to_owned();
+        if request.policy.as_deref().is_some_and(|policy| policy.starts_with("bad")) {
+            return Err(Problem::new(Code::Invalid, "policy: 1:1: it is bad"));
+        }
         match tag.as_str() {
             "held" => return Err(Problem::new(Code::Held, "updates are held by somebody")),
             "known-bad" => return Err(Problem::new(Code::KnownBad, "the digest failed before, as u3")),

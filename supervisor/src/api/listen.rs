@@ -32,7 +32,7 @@ use crate::command::Handle;
 /// Connections served at once.
 pub(super) const CONNECTIONS: usize = 16;
 /// Of these, how many may be streams (events, logs, exec), so that followers never lock a person out.
-const STREAMS: usize = 12;
+pub(super) const STREAMS: usize = 12;
 /// Connections that are only told why they are refused, at once; more are closed without a word.
 const REFUSALS: usize = 4;
 const HEADER_TIME: Duration = Duration::from_secs(5);

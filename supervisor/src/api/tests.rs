@@ -198,6 +198,38 @@ async fn one_connection_too_many_is_told_so_and_places_come_back() {
 }
 
 #[tokio::test]
+async fn streams_leave_places_for_others_and_give_theirs_back() {
+    let served = served();
+    let mut open = Vec::new();
+    for _ in 0..listen::STREAMS {
+        open.push(served.client.lines("/v1/events").await.unwrap());
+    }
+    let (status, refused) = problem(&served, Method::GET, "/v1/logs?follow=1", None).await;
+    assert_eq!((status, refused.code), (StatusCode::SERVICE_UNAVAILABLE, Code::Busy));
+    served.client.get::<Document>("/v1/status").await.unwrap();
+    drop(open);
+    let ends = tokio::time::Instant::now() + Duration::from_secs(5);
+    while served.client.lines("/v1/events").await.is_err() {
+        assert!(tokio::time::Instant::now() < ends, "places must come back");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_dispatcher_that_has_ended_is_said_and_does_not_hang() {
+    let socket = folder().join("molt.sock");
+    let (commands, queue) = tokio::sync::mpsc::channel(1);
+    drop(queue);
+    let handle = Handle { commands, ..fake::start() };
+    tokio::spawn(listen::serve_user(handle, listen::bind(&socket).unwrap(), rustix::process::getuid().as_raw()));
+    let client = Client::new(&socket);
+    assert_eq!(client.answer(Method::GET, "/livez", NO_BODY).await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(client.answer(Method::POST, "/v1/gc", NO_BODY).await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
+    client.get::<Document>("/v1/status").await.unwrap();
+    std::fs::remove_dir_all(socket.parent().unwrap()).unwrap();
+}
+
+#[tokio::test]
 async fn events_come_as_server_sent_events_and_resume() {
     let served = served();
     let request = serde_json::json!({"image": "localhost/app:wider"});
@@ -281,14 +313,17 @@ async fn run(served: &Served, argv: &[&str], tty: bool, input: &[u8]) -> (Vec<u8
         to
     });
     let (mut out, mut err, mut status) = (Vec::new(), Vec::new(), None);
-    while let Some(frame) = frame::read(&mut from).await.unwrap() {
-        match frame.kind {
-            frame::Kind::Stdout => out.extend_from_slice(&frame.data),
-            frame::Kind::Stderr => err.extend_from_slice(&frame.data),
-            frame::Kind::Exit => status = frame::number(&frame.data),
-            other => panic!("{other:?} from the server"),
+    let read = async {
+        while let Some(frame) = frame::read(&mut from).await.unwrap() {
+            match frame.kind {
+                frame::Kind::Stdout => out.extend_from_slice(&frame.data),
+                frame::Kind::Stderr => err.extend_from_slice(&frame.data),
+                frame::Kind::Exit => status = frame::number(&frame.data),
+                other => panic!("{other:?} from the server"),
+            }
         }
-    }
+    };
+    tokio::time::timeout(Duration::from_secs(10), read).await.expect("the exec must end");
     drop(send.await);
     (out, err, status)
 }
@@ -314,6 +349,7 @@ async fn exec_ends_although_something_holds_its_output_open() {
 #[tokio::test]
 async fn exec_gives_a_terminal_of_the_size_asked_for() {
     let served = served();
-    let (out, _, status) = run(&served, &["sh", "-c", "stty size; test -t 0 && test -t 2"], true, b"").await;
-    assert_eq!((String::from_utf8_lossy(&out).trim(), status), ("33 99", Some(0)));
+    let script = "until test \"$(stty size)\" = '33 99'; do sleep 0.01; done; test -t 0 && test -t 2 && echo same";
+    let (out, _, status) = run(&served, &["sh", "-c", script], true, b"").await;
+    assert_eq!((String::from_utf8_lossy(&out).trim(), status), ("same", Some(0)));
 }

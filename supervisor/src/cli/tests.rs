@@ -25,7 +25,9 @@ fn parse(line: &str) -> Result<Args, clap::Error> {
 async fn run(served: &Served, line: &str) -> u8 {
     let args = parse(line).unwrap();
     let printer = Printer::new(args.output);
-    super::ask(printer, &served.client, args.command).await.unwrap_or_else(|fault| fault.status())
+    let asked = super::ask(printer, &served.client, args.command);
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(15), asked).await.expect("the command must end");
+    ended.unwrap_or_else(|fault| fault.status())
 }
 
 #[test]
@@ -100,6 +102,18 @@ async fn every_end_of_an_update_has_its_exit_status() {
         assert_eq!(run(&served, line).await, 0, "{line}");
     }
     assert_eq!(run(&served, "molt show u99").await, 1);
+}
+
+#[tokio::test]
+async fn a_policy_that_is_not_valid_is_refused_and_not_a_matter_of_usage() {
+    let served = served();
+    let path = served.socket.with_extension("yaml");
+    for (text, status) in [("bad", 6), ("good", 0)] {
+        std::fs::write(&path, text).unwrap();
+        let line = format!("molt update localhost/app:good --policy {}", path.display());
+        assert_eq!(run(&served, &line).await, status, "{text}");
+    }
+    assert_eq!(run(&served, "molt update localhost/app:good --policy /nowhere").await, 2);
 }
 
 #[tokio::test]
