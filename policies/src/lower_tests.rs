@@ -54,6 +54,9 @@ fn what_every_program_needs_is_there_and_can_be_narrowed() {
     assert_eq!(access(&lowered, "/run/molt/notify"), Some((Access::ReadWrite, true)));
     let narrow = of("version: 1\nfilesystem_policy: {read_only: [/dev/shm]}", 7);
     assert_eq!(access(&narrow, "/dev/shm"), Some((Access::ReadOnly, false)));
+    // Landlock adds rules up: a second one for the same path would widen it again.
+    let rules = narrow.confinement.landlock.unwrap().paths;
+    assert_eq!(rules.iter().filter(|rule| rule.path == "/dev/shm").count(), 1);
 }
 
 #[test]
