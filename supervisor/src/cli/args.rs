@@ -277,6 +277,13 @@ pub(crate) enum Policy {
         /// The policy; - for standard input.
         file: PathBuf,
     },
+    /// Say what a new policy allows that an old one does not.
+    Diff {
+        /// The old policy.
+        old: PathBuf,
+        /// The new policy.
+        new: PathBuf,
+    },
     /// Print the JSON Schema.
     Schema,
 }

@@ -49,6 +49,7 @@ pub(crate) fn run(args: Args) -> u8 {
         Command::Completions { shell } => completions(shell),
         Command::Version => printer.version(),
         Command::Policy { command: Policy::Check { file } } => check::policy(printer, &file),
+        Command::Policy { command: Policy::Diff { old, new } } => check::policy_diff(printer, &old, &new),
         Command::Policy { command: Policy::Schema } => check::policy_schema(printer),
         Command::Spec { command: Spec::Check { file } } => check::spec(printer, &file),
         Command::Spec { command: Spec::Schema } => check::spec_schema(printer),

@@ -9,7 +9,7 @@ use molt_core::{
 
 use super::{
     args::{Args, Command, Format},
-    bars, change, fault, follow, look,
+    bars, change, check, fault, follow, look,
     print::Printer,
     show, status, stream, text,
 };
@@ -47,6 +47,7 @@ fn the_command_line_is_consistent_and_strict() {
         "molt probe ready",
         "molt logs -f --tail 10",
         "molt bad list",
+        "molt policy diff old.yaml new.yaml",
     ] {
         parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
     }
@@ -273,6 +274,34 @@ fn text_of_others_cannot_drive_the_terminal() {
     );
     assert_eq!(text::clean_line("cut \u{1b}[3"), "cut \\u{1b}[3");
     assert_eq!(text::line("one\ntwo", 2), "on…");
+}
+
+#[test]
+fn documents_are_checked_and_compared() {
+    let folder = std::env::temp_dir().join(format!("molt-check-{}", std::process::id()));
+    std::fs::create_dir(&folder).unwrap();
+    let file = |name: &str, text: &str| {
+        std::fs::write(folder.join(name), text).unwrap();
+        folder.join(name)
+    };
+    let printer = Printer::new(Format::Table);
+    let policy = |writable: &str| {
+        format!(
+            "version: 1\nfilesystem_policy: {{include_workdir: false, read_only: [/usr], read_write: [{writable}]}}\n"
+        )
+    };
+    let (narrow, wide) = (file("narrow.yaml", &policy("/tmp")), file("wide.yaml", &policy("/tmp, /etc")));
+    let wrong = file("wrong.yaml", "version: 1\nfilesystem: {}\n");
+    assert_eq!(check::policy(printer, &narrow).unwrap(), 0);
+    assert_eq!(check::policy(printer, &wrong).unwrap(), 1);
+    assert_eq!(check::policy_diff(printer, &narrow, &narrow).unwrap(), 0);
+    assert_eq!(check::policy_diff(printer, &wide, &narrow).unwrap(), 0);
+    assert_eq!(check::policy_diff(printer, &narrow, &wide).unwrap(), 1);
+    assert_eq!(check::policy_diff(printer, &narrow, &wrong).unwrap(), 1);
+    let spec = file("sandbox.yaml", "apiVersion: molt.dev/v1alpha1\nkind: Sandbox\nmetadata: {name: a}\nspec: {}\n");
+    assert_eq!(check::spec(printer, &spec).unwrap(), 0);
+    assert_eq!(check::spec(printer, &narrow).unwrap(), 1);
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]
