@@ -33,7 +33,7 @@ pub(crate) struct Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        let _ = self.socket.parent().map(std::fs::remove_dir_all);
+        let _ = self.socket.ancestors().nth(2).map(std::fs::remove_dir_all);
     }
 }
 
