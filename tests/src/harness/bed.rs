@@ -48,6 +48,7 @@ pub struct Bed {
     pub(super) quiet: RwLock<()>,
     registry: Once<Registry>,
     guarded: Once<Registry>,
+    bearer: Once<Registry>,
     podman: Once<Podman>,
     outer: Once<PathBuf>,
     pushed: Mutex<HashMap<String, Arc<Once<String>>>>,
@@ -73,6 +74,7 @@ impl Bed {
             quiet: RwLock::new(()),
             registry: Once::new(),
             guarded: Once::new(),
+            bearer: Once::new(),
             podman: Once::new(),
             outer: Once::new(),
             pushed: Mutex::default(),
@@ -82,8 +84,8 @@ impl Bed {
 
     /// Stops what runs and removes the folder; with `MOLT_TESTS_KEEP` set the folder stays.
     pub fn close(self) -> anyhow::Result<()> {
-        let Self { run, registry, guarded, .. } = self;
-        drop((registry, guarded));
+        let Self { run, registry, guarded, bearer, .. } = self;
+        drop((registry, guarded, bearer));
         if std::env::var_os("MOLT_TESTS_KEEP").is_some() {
             eprintln!("kept: {}", run.keep().display());
             return Ok(());
@@ -141,6 +143,11 @@ impl Bed {
     /// The same images behind TLS and basic auth.
     pub fn guarded(&self) -> anyhow::Result<Arc<Registry>> {
         self.guarded.get(|| Registry::start(&self.scratch("guarded")?, &self.storage(), Guard::TlsBasic))
+    }
+
+    /// The same images behind a token server.
+    pub fn bearer(&self) -> anyhow::Result<Arc<Registry>> {
+        self.bearer.get(|| Registry::start(&self.scratch("bearer")?, &self.storage(), Guard::Bearer))
     }
 
     fn storage(&self) -> PathBuf {

@@ -13,5 +13,6 @@ pub mod podman;
 pub mod process;
 pub mod registry;
 pub mod runtime;
+pub mod tokens;
 pub mod wait;
 pub mod world;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
 
-use super::process;
+use super::{process, world};
 
 const STEP: Duration = Duration::from_secs(60);
 
@@ -37,12 +37,19 @@ impl Podman {
         );
         fs::write(folder.join("containers.conf"), containers)?;
         let at = |name: &str| folder.join(name).display().to_string();
+        // The clean-up after a container fails if `runroot` is longer than 50 characters, and who waits
+        // for the container then waits 20 s.
+        let (graph, run) = (at("graph"), Self::state("run"));
         let storage =
-            format!("[storage]\ndriver = \"overlay\"\ngraphroot = \"{}\"\nrunroot = \"{}\"\n", at("graph"), at("run"));
+            format!("[storage]\ndriver = \"overlay\"\ngraphroot = \"{graph}\"\nrunroot = \"{}\"\n", run.display());
         fs::write(folder.join("storage.conf"), storage)?;
         fs::write(folder.join("registries.conf"), "unqualified-search-registries = []\n")?;
         fs::write(folder.join("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#)?;
         Ok(Self { folder: folder.to_owned() })
+    }
+
+    fn state(name: &str) -> PathBuf {
+        Path::new(world::SHORT).join("podman").join(name)
     }
 
     /// `podman VERB`, to be completed.
@@ -54,7 +61,7 @@ impl Podman {
             .env("CONTAINERS_STORAGE_CONF", at("storage.conf"))
             .env("CONTAINERS_REGISTRIES_CONF", at("registries.conf"))
             .arg("--tmpdir")
-            .arg(at("tmp"))
+            .arg(Self::state("tmp"))
             .args(["--log-level", "error"])
             .arg(verb);
         command

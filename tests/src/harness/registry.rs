@@ -17,6 +17,7 @@ use serde_json::json;
 
 use super::certificates::{self, Certificates};
 use super::image::{self, Built, Document};
+use super::tokens::{self, Tokens};
 use super::{http, process, wait};
 
 /// The user a guarded registry knows.
@@ -36,6 +37,8 @@ pub enum Guard {
     Tls,
     /// TLS and basic auth as [`USER`].
     TlsBasic,
+    /// Plain HTTP and a bearer token, which a token server gives to [`USER`].
+    Bearer,
 }
 
 /// A running registry; stopped when dropped.
@@ -48,6 +51,8 @@ pub struct Registry {
     pub guard: Guard,
     /// What a client has to trust, if it speaks TLS.
     pub certificates: Option<Certificates>,
+    /// The token server, with bearer auth.
+    pub tokens: Option<Tokens>,
     folder: PathBuf,
 }
 
@@ -75,7 +80,7 @@ impl Registry {
         fs::create_dir_all(storage)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let certificates = match guard {
-            Guard::Open => None,
+            Guard::Open | Guard::Bearer => None,
             Guard::Tls | Guard::TlsBasic => Some(certificates::make(&folder.join("tls"))?),
         };
         // YAML is a superset of JSON.
@@ -88,6 +93,16 @@ impl Registry {
         if let Some(certificates) = &certificates {
             config["http"]["tls"] = json!({"certificate": certificates.chain, "key": certificates.key});
         }
+        let mut tokens = None;
+        if guard == Guard::Bearer {
+            let bundle = folder.join("tokens.pem");
+            let server = Tokens::start(&bundle)?;
+            let realm = format!("http://{}/token", server.address);
+            config["auth"] = json!({"token": {
+                "realm": realm, "service": tokens::SERVICE, "issuer": tokens::ISSUER, "rootcertbundle": bundle,
+            }});
+            tokens = Some(server);
+        }
         if guard == Guard::TlsBasic {
             let file = folder.join("htpasswd");
             fs::write(&file, format!("{USER}:{}\n", bcrypt(PASSWORD)?))?;
@@ -99,7 +114,7 @@ impl Registry {
         let mut command = Command::new("docker-registry");
         command.arg("serve").arg(config_file).env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
         let child = process::Background::spawn(command.stdout(log.try_clone()?).stderr(log))?;
-        let mut registry = Self { child, address, guard, certificates, folder: folder.to_owned() };
+        let mut registry = Self { child, address, guard, certificates, tokens, folder: folder.to_owned() };
         wait::until_ok("the registry to answer", START, || registry.ask())?;
         Ok(registry)
     }
@@ -108,9 +123,10 @@ impl Registry {
         if let Some(status) = self.child.0.try_wait()? {
             bail!("docker-registry ended with {status}: {}", self.log());
         }
-        if self.guard == Guard::Open {
+        if self.certificates.is_none() {
             let status = http::get(self.address, "/v2/", STEP)?.status;
-            anyhow::ensure!(status == 200, "status {status}");
+            let expected = if self.guard == Guard::Open { 200 } else { 401 };
+            anyhow::ensure!(status == expected, "status {status}");
         } else {
             TcpStream::connect(self.address)?;
         }
@@ -149,7 +165,7 @@ impl Registry {
                 command.arg(flag("cert-dir")).arg(folder);
             }
         }
-        if self.guard == Guard::TlsBasic {
+        if matches!(self.guard, Guard::TlsBasic | Guard::Bearer) {
             command.arg(flag("creds")).arg(format!("{USER}:{PASSWORD}"));
         }
         command
