@@ -25,7 +25,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: pull REF DIR (hosts on the loopback interface are spoken to in plain HTTP)".into());
     };
     let reference: ImageRef = reference.parse()?;
-    let mut registries = Registries { credentials: std::env::var_os("PULL_CREDENTIALS").map(Into::into), ..Registries::default() };
+    let mut registries =
+        Registries { credentials: std::env::var_os("PULL_CREDENTIALS").map(Into::into), ..Registries::default() };
     if let ImageRef::Registry { host, .. } = &reference
         && (host.starts_with("127.") || host.starts_with("localhost"))
     {

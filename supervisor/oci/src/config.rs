@@ -100,7 +100,7 @@ impl Default for Limits {
             backoff_max: Duration::from_secs(60),
             connect: Duration::from_secs(10),
             stall: Duration::from_secs(60),
-            deadline: Duration::from_mins(30),
+            deadline: Duration::from_secs(30 * 60),
         }
     }
 }
@@ -158,11 +158,7 @@ mod tests {
 
     fn platform(text: &str) -> Platform {
         let mut parts = text.split('/').map(str::to_owned);
-        Platform {
-            os: parts.next().unwrap(),
-            architecture: parts.next().unwrap(),
-            variant: parts.next(),
-        }
+        Platform { os: parts.next().unwrap(), architecture: parts.next().unwrap(), variant: parts.next() }
     }
 
     #[test]

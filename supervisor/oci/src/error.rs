@@ -133,7 +133,9 @@ pub enum Error {
         why: String,
     },
     /// An owner that this user namespace does not map.
-    #[error("give {path} to {uid}:{gid}: not mapped in this user namespace; map more ids or rebuild the image with lower ones")]
+    #[error(
+        "give {path} to {uid}:{gid}: not mapped in this user namespace; map more ids or rebuild the image with lower ones"
+    )]
     UnmappedOwner {
         /// Path inside the layer, escaped.
         path: String,
@@ -193,9 +195,8 @@ impl Error {
             Self::Layer { .. } => Code::LayerInvalid,
             Self::NoSpace { .. } => Code::NoSpace,
             Self::UnmappedOwner { .. } => Code::Unsupported,
-            Self::Store { .. } => Code::StoreUnusable,
             Self::Layout { source, .. } if source.kind() == io::ErrorKind::NotFound => Code::NotFound,
-            Self::Layout { .. } => Code::StoreUnusable,
+            Self::Store { .. } | Self::Layout { .. } => Code::StoreUnusable,
             Self::Deadline { .. } => Code::DeadlineExceeded,
             Self::Worker { .. } => Code::Internal,
         }

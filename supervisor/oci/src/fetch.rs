@@ -8,7 +8,7 @@
 //! leave anything behind on an error, or block the runtime: what computes or writes runs on blocking threads.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io::{self, BufRead, BufReader, Read},
     os::fd::OwnedFd,
     sync::{
@@ -111,79 +111,89 @@ impl Client {
         let start = Instant::now();
         let source = self.source(&resolved.reference).await?;
         keep_documents(resolved, store).await?;
-
-        let mut names = present(resolved, store);
-        for (index, layer) in resolved.layers.iter().enumerate() {
-            if names.get(index).is_some_and(Option::is_some) {
-                progress.layer(index, &layer.digest, layer.size, layer.size, LayerState::Present);
-            }
-        }
-        let mut wanted: Vec<usize> = Vec::new();
+        let names = present(resolved, store);
+        let mut wanted = Vec::new();
         let mut seen = HashSet::new();
-        for (index, layer) in resolved.layers.iter().enumerate() {
-            if names.get(index).is_some_and(Option::is_none) && seen.insert(layer.diff_id) {
-                wanted.push(index);
+        for (index, (layer, name)) in resolved.layers.iter().zip(&names).enumerate() {
+            if name.is_some() {
+                progress.layer(index, &layer.digest, layer.size, layer.size, LayerState::Present);
+            } else if seen.insert(layer.diff_id) {
+                wanted.push((index, layer));
             }
         }
-        let mut fetched = Fetched { layers: Vec::new(), layers_fetched: 0, bytes_fetched: 0, elapsed: Duration::ZERO };
-        let mut ready: Vec<Option<Ready>> = resolved.layers.iter().map(|_| None).collect();
-        let mut problem = None;
-        let mut waiting = wanted.iter().copied();
+        let mut fetched = Fetched {
+            layers: Vec::new(),
+            layers_fetched: wanted.len(),
+            bytes_fetched: wanted.iter().map(|(_, layer)| layer.size).sum(),
+            elapsed: Duration::ZERO,
+        };
+        let (ready, problem) = self.several(&source, wanted, store, progress).await;
+        if let Some(error) = problem {
+            keep_finished(resolved, store, ready).await?;
+            return Err(error);
+        }
+        fetched.layers = self.settle_all(&source, resolved, names, ready, store, progress).await?;
+        fetched.elapsed = start.elapsed();
+        Ok(fetched)
+    }
+
+    /// Fetches and unpacks layers, a few at a time, by index; stops at the first error and gives what was finished.
+    async fn several(
+        &self,
+        source: &Source,
+        wanted: Vec<(usize, &Layer)>,
+        store: &Store,
+        progress: &dyn Progress,
+    ) -> (HashMap<usize, Ready>, Option<Error>) {
+        let mut ready = HashMap::new();
+        let mut waiting = wanted.into_iter();
         let mut running = FuturesUnordered::new();
         loop {
             while running.len() < self.parallel
-                && problem.is_none()
-                && let Some(index) = waiting.next()
-                && let Some(layer) = resolved.layers.get(index)
+                && let Some((index, layer)) = waiting.next()
             {
-                let source = &source;
                 running.push(async move { (index, layer, self.one(source, index, layer, store, progress).await) });
             }
             match running.next().await {
                 Some((index, layer, Ok(done))) => {
                     progress.layer(index, &layer.digest, layer.size, layer.size, LayerState::Done);
-                    fetched.layers_fetched += 1;
-                    fetched.bytes_fetched += layer.size;
-                    if let Some(slot) = ready.get_mut(index) {
-                        *slot = Some(done);
-                    }
+                    ready.insert(index, done);
                 }
-                Some((_, _, Err(error))) => {
-                    problem = Some(error);
-                    break;
-                }
-                None => break,
+                Some((_, _, Err(error))) => return (ready, Some(error)),
+                None => return (ready, None),
             }
         }
-        drop(running);
-        if let Some(error) = problem {
-            keep_finished(resolved, store, ready).await?;
-            return Err(error);
-        }
+    }
 
+    /// Bottom first: names every layer, settles those that ask something of the ones below, publishes all that are new.
+    async fn settle_all(
+        &self,
+        source: &Source,
+        resolved: &Resolved,
+        names: Vec<Option<LayerId>>,
+        mut ready: HashMap<usize, Ready>,
+        store: &Store,
+        progress: &dyn Progress,
+    ) -> Result<Vec<LayerId>> {
+        let mut below: Vec<LayerId> = Vec::new();
         let mut batch: Vec<(Staged, LayerId)> = Vec::new();
-        for (index, layer) in resolved.layers.iter().enumerate() {
-            let below: Vec<LayerId> = names.iter().take(index).filter_map(|name| *name).collect();
-            if names.get(index).is_some_and(Option::is_some) {
-                continue;
-            }
+        for (index, (layer, name)) in resolved.layers.iter().zip(names).enumerate() {
             let plain = LayerId::plain(layer.diff_id);
-            if batch.iter().any(|(_, id)| *id == plain) {
-                set(&mut names, index, plain);
+            if let Some(name) = name.or_else(|| batch.iter().any(|(_, id)| *id == plain).then_some(plain)) {
+                below.push(name);
                 continue;
             }
-            let (staged, asks) = match ready.get_mut(index).and_then(Option::take) {
+            let (staged, asks) = match ready.remove(&index) {
                 Some(done) => done,
                 // The same layer twice in one image, and not the same on both parents.
-                None => self.one(&source, index, layer, store, progress).await?,
+                None => self.one(source, index, layer, store, progress).await?,
             };
             if asks.is_empty() {
-                set(&mut names, index, plain);
+                below.push(plain);
                 batch.push((staged, plain));
                 continue;
             }
             let id = LayerId::on(layer.diff_id, chain(&below));
-            set(&mut names, index, id);
             if !store.has_layer(&id) {
                 let lowers = folders(&below, &batch, store)?;
                 let limits = self.limits.clone();
@@ -193,12 +203,11 @@ impl Client {
                 });
                 batch.push((settled.await.map_err(|error| error.in_layer(layer.diff_id))?, id));
             }
+            below.push(id);
         }
-        let handle = store.clone();
-        blocking("the publisher of layers", move || handle.publish(batch)).await?;
-        fetched.layers = names.into_iter().flatten().collect();
-        fetched.elapsed = start.elapsed();
-        Ok(fetched)
+        let store = store.clone();
+        blocking("the publisher of layers", move || store.publish(batch)).await?;
+        Ok(below)
     }
 
     async fn source(&self, reference: &ImageRef) -> Result<Source> {
@@ -224,15 +233,15 @@ impl Client {
         progress: &dyn Progress,
     ) -> Result<Ready> {
         match source {
-            Source::Layout(layout) => self.from_layout(layout, index, layer, store, progress).await,
+            Source::Layout(layout) => self.one_of_layout(layout, index, layer, store, progress).await,
             Source::Registry(endpoints, repository) => {
-                let first = self.from_registry(endpoints, repository, index, layer, store, progress).await;
+                let first = self.one_of_registry(endpoints, repository, index, layer, store, progress).await;
                 match (first, endpoints.as_slice()) {
                     // A mirror may hold something else under this digest; the registry is asked before that is believed.
                     (Err(error @ Error::Mismatch { .. }), [_, .., own]) => {
                         progress.retry(&layer.digest.to_string(), Duration::ZERO, &error.to_string());
                         let own = std::slice::from_ref(own);
-                        self.from_registry(own, repository, index, layer, store, progress).await
+                        self.one_of_registry(own, repository, index, layer, store, progress).await
                     }
                     (result, _) => result,
                 }
@@ -240,7 +249,7 @@ impl Client {
         }
     }
 
-    async fn from_registry(
+    async fn one_of_registry(
         &self,
         endpoints: &[Endpoint],
         repository: &str,
@@ -254,17 +263,17 @@ impl Client {
         let worker = self.worker(pieces, layer, store);
         let wanted = Wanted { repository, digest: layer.digest, size: layer.size };
         let report = |done| progress.layer(index, &layer.digest, done, layer.size, LayerState::Fetching);
-        let pumping = async {
+        let sending = async {
             // The sender goes when the pump ends, and with it the worker.
             let sender = sender;
             pump(&self.registry, endpoints, wanted, &sender, progress, report).await
         };
-        let (pumped, worked) = futures_util::future::join(pumping, worker).await;
-        pumped?;
-        worked
+        let (sent, unpacked) = futures_util::future::join(sending, worker).await;
+        sent?;
+        unpacked
     }
 
-    async fn from_layout(
+    async fn one_of_layout(
         &self,
         layout: &Arc<Layout>,
         index: usize,
@@ -299,8 +308,8 @@ impl Client {
             let promise =
                 Promise { digest: layer.digest, size: layer.size, diff_id: layer.diff_id, packing: layer.packing };
             let options = Options { limits: &limits, xattrs: staged.xattrs() };
-            let unpacked = layer::unpack(source, staged.folder()?, promise, options)?;
-            Ok((staged, unpacked.asks))
+            let asks = layer::unpack(source, staged.folder()?, promise, options)?;
+            Ok((staged, asks))
         })
     }
 }
@@ -312,12 +321,6 @@ fn blocking<T: Send + 'static>(
 ) -> impl Future<Output = Result<T>> {
     let handle = tokio::task::spawn_blocking(work);
     async move { handle.await.unwrap_or(Err(Error::Worker { what })) }
-}
-
-fn set(names: &mut [Option<LayerId>], index: usize, id: LayerId) {
-    if let Some(slot) = names.get_mut(index) {
-        *slot = Some(id);
-    }
 }
 
 /// The layers that are in the store, bottom first. One that depends on its parents is known only when they are.
@@ -361,13 +364,11 @@ async fn keep_documents(resolved: &Resolved, store: &Store) -> Result<()> {
 }
 
 /// After a failure: layers that are whole and depend on nothing need not be fetched again.
-async fn keep_finished(resolved: &Resolved, store: &Store, ready: Vec<Option<Ready>>) -> Result<()> {
+async fn keep_finished(resolved: &Resolved, store: &Store, ready: HashMap<usize, Ready>) -> Result<()> {
     let batch: Vec<_> = ready
         .into_iter()
-        .zip(&resolved.layers)
-        .filter_map(|(ready, layer)| Some((ready?, LayerId::plain(layer.diff_id))))
-        .filter(|((_, asks), _)| asks.is_empty())
-        .map(|((staged, _), id)| (staged, id))
+        .filter(|(_, (_, asks))| asks.is_empty())
+        .filter_map(|(index, (staged, _))| Some((staged, LayerId::plain(resolved.layers.get(index)?.diff_id))))
         .collect();
     let store = store.clone();
     blocking("the publisher of layers", move || store.publish(batch)).await

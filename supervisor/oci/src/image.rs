@@ -66,8 +66,8 @@ struct Run {
     working_dir: Option<String>,
     stop_signal: Option<String>,
     labels: Option<BTreeMap<String, String>>,
-    volumes: Option<BTreeMap<String, serde::de::IgnoredAny>>,
-    exposed_ports: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+    volumes: Option<BTreeMap<String, serde_json::Value>>,
+    exposed_ports: Option<BTreeMap<String, serde_json::Value>>,
 }
 
 #[derive(Deserialize)]
@@ -94,7 +94,8 @@ impl ImageConfig {
         let run = document.config.unwrap_or_default();
         let mut env = run.env.unwrap_or_default();
         env.retain(|pair| pair.find('=').is_some_and(|at| at > 0));
-        let keys = |map: Option<BTreeMap<String, _>>| map.unwrap_or_default().into_keys().collect::<Vec<_>>();
+        let keys =
+            |map: Option<BTreeMap<String, serde_json::Value>>| map.unwrap_or_default().into_keys().collect::<Vec<_>>();
         let config = Self {
             os: document.os.unwrap_or_default(),
             architecture: document.architecture.unwrap_or_default(),
@@ -129,7 +130,10 @@ mod tests {
         let json = r#"{"os":"linux","architecture":"amd64","config":{"Cmd":["/bin/sh"],"Entrypoint":null,"Env":["A=1","B","=x"],
             "Volumes":{"/data":{}},"Labels":null},"rootfs":{"type":"layers","diff_ids":null},"history":[{"x":1}]}"#;
         let (config, diff_ids) = ImageConfig::parse("x", json.as_bytes()).unwrap();
-        assert_eq!((config.cmd, config.env, config.volumes), (vec!["/bin/sh".into()], vec!["A=1".into()], vec!["/data".into()]));
+        assert_eq!(
+            (config.cmd, config.env, config.volumes),
+            (vec!["/bin/sh".into()], vec!["A=1".into()], vec!["/data".into()])
+        );
         assert!(diff_ids.is_empty() && config.entrypoint.is_empty());
     }
 

@@ -7,10 +7,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{self, Read},
-    os::{
-        fd::OwnedFd,
-        unix::fs::FileExt as _,
-    },
+    os::{fd::OwnedFd, unix::fs::FileExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -83,7 +80,11 @@ impl Layout {
     }
 
     fn file(&self, name: &[u8]) -> Result<Box<dyn Read + Send>> {
-        let failed = |source: io::Error| Error::Layout { operation: "read a file of the layout", path: self.path.clone(), source };
+        let failed = |source: io::Error| Error::Layout {
+            operation: "read a file of the layout",
+            path: self.path.clone(),
+            source,
+        };
         match &self.kind {
             Place::Folder(folder) => {
                 let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -102,9 +103,8 @@ impl Layout {
                 Ok(Box::new(File::from(fd)))
             }
             Place::Tar(file, index) => {
-                let (offset, size) = *index
-                    .get(name)
-                    .ok_or_else(|| Error::NotFound { what: show(name), place: self.name() })?;
+                let (offset, size) =
+                    *index.get(name).ok_or_else(|| Error::NotFound { what: show(name), place: self.name() })?;
                 Ok(Box::new(Slice { file: Arc::clone(file), offset, left: size }))
             }
         }
@@ -145,7 +145,8 @@ impl Layout {
         let name = |entry: &Descriptor| entry.annotations.as_ref().and_then(|all| all.get(REF_NAME)).cloned();
         let fits = |entry: &&Descriptor| {
             tag.is_none_or(|tag| {
-                name(entry).is_some_and(|name| name == tag || name.rsplit_once(':').is_some_and(|(_, last)| last == tag))
+                name(entry)
+                    .is_some_and(|name| name == tag || name.rsplit_once(':').is_some_and(|(_, last)| last == tag))
             })
         };
         let found: Vec<&Descriptor> = entries.iter().filter(fits).collect();
@@ -164,8 +165,9 @@ impl Layout {
 
 /// Where each file is. Reads headers only.
 fn index(file: &File, path: &Path, limits: &Limits) -> Result<HashMap<Vec<u8>, (u64, u64)>> {
-    let not_a_tar = |error: Error| Error::manifest(format!("oci:{}", path.display()), format!("not a plain tar: {error}"));
-    let size = file.metadata().map(|meta| meta.len()).unwrap_or(0);
+    let not_a_tar =
+        |error: Error| Error::manifest(format!("oci:{}", path.display()), format!("not a plain tar: {error}"));
+    let size = file.metadata().map_or(0, |meta| meta.len());
     let mut tar = TarReader::new(file, limits);
     let mut found = HashMap::new();
     while let Some(entry) = tar.next().map_err(not_a_tar)? {
@@ -174,7 +176,8 @@ fn index(file: &File, path: &Path, limits: &Limits) -> Result<HashMap<Vec<u8>, (
         if start.checked_add(length).is_none_or(|end| end > size) {
             return Err(Error::manifest(format!("oci:{}", path.display()), "it is cut short"));
         }
-        let named = entry.path == b"index.json" || entry.path == b"oci-layout" || entry.path.starts_with(b"blobs/sha256/");
+        let named =
+            entry.path == b"index.json" || entry.path == b"oci-layout" || entry.path.starts_with(b"blobs/sha256/");
         tar.skip(&entry).map_err(not_a_tar)?;
         if named {
             found.insert(entry.path, (start, length));

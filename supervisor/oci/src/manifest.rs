@@ -184,7 +184,8 @@ mod tests {
         let (config, layer) = (descriptor(CONFIGS[0], 2), descriptor("application/vnd.oci.image.layer.v1.tar+gzip", 9));
         let json = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{layer}]}}"#);
         assert!(matches!(read(&json, Some(OCI_MANIFEST)).unwrap(), Parsed::Manifest(m) if m.layers.len() == 1));
-        let json = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{}]}}"#, descriptor(OCI_MANIFEST, 1));
+        let json =
+            format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{}]}}"#, descriptor(OCI_MANIFEST, 1));
         assert!(matches!(read(&json, None).unwrap(), Parsed::Index(entries) if entries.len() == 1));
     }
 

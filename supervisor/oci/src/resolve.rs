@@ -4,7 +4,7 @@
 //! look at a tag twice, or fetch a layer.
 
 use bytes::Bytes;
-use molt_core::ids::{Digest, DiffId, ImageRef};
+use molt_core::ids::{DiffId, Digest, ImageRef};
 
 use crate::{
     config::{Limits, Platform, Registries},
@@ -91,8 +91,7 @@ impl Client {
                     (None, Some(tag)) => tag.clone(),
                     (None, None) => "latest".to_owned(),
                 };
-                let documents =
-                    self.documents(reference, &endpoints, &repository, &asked, *digest, platform).await?;
+                let documents = self.documents(reference, &endpoints, &repository, &asked, *digest, platform).await?;
                 let wanted = &documents.parsed.config;
                 let path = blob_path(&wanted.digest);
                 let ask = Ask { repository: &repository, path: &path, accept: None, from: 0 };
@@ -206,13 +205,9 @@ fn from_layout(
     let entry = layout.entry(tag, limits)?;
     let bytes = layout.checked(&entry.digest, entry.size.min(limits.manifest))?;
     let documents = match manifest::parse(&what, &bytes, Some(&entry.media_type), limits)? {
-        Parsed::Manifest(parsed) => Documents {
-            digest: entry.digest,
-            index: None,
-            manifest_digest: entry.digest,
-            manifest: bytes,
-            parsed,
-        },
+        Parsed::Manifest(parsed) => {
+            Documents { digest: entry.digest, index: None, manifest_digest: entry.digest, manifest: bytes, parsed }
+        }
         Parsed::Index(entries) => {
             let chosen = manifest::choose(&what, &entries, platform)?;
             let inner = layout.checked(&chosen.digest, chosen.size.min(limits.manifest))?;

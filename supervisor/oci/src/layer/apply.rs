@@ -88,8 +88,7 @@ impl Applier<'_> {
             Kind::Hardlink(target) => return self.hardlink(&parent, name, target),
             Kind::File(_) => {
                 let file = self.place(&parent, name, |at| {
-                    let flags =
-                        OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                     rustix::fs::openat(at, name, flags, Mode::RUSR | Mode::WUSR)
                 })?;
                 let mut file = std::fs::File::from(file);
@@ -129,7 +128,7 @@ impl Applier<'_> {
     ) -> Result<T> {
         let failed = |error| Error::store(format!("make '{}'", show(&parent.join(name))), error);
         match make(parent.fd.as_fd()) {
-            Ok(made) => return Ok(made),
+            Ok(new) => return Ok(new),
             Err(Errno::EXIST) => {}
             Err(error) => return Err(failed(error)),
         }
@@ -171,17 +170,15 @@ impl Applier<'_> {
         let real = parent.join(name);
         match rustix::fs::mkdirat(&parent.fd, name, Mode::RWXU) {
             Ok(()) => {}
-            Err(Errno::EXIST) => match kind_of(&parent.fd, name)? {
-                Some(FileType::Directory) => {}
-                _ => {
-                    // A whiteout or another entry of this layer: either way the lower folder does not show.
-                    self.clear(parent, name)?;
-                    self.superseded(&real);
-                    rustix::fs::mkdirat(&parent.fd, name, Mode::RWXU)
-                        .map_err(|error| Error::store(format!("make the folder '{}'", show(&real)), error))?;
-                    self.tree.hide(parent, name, true)?;
-                }
-            },
+            Err(Errno::EXIST) if kind_of(&parent.fd, name)? == Some(FileType::Directory) => {}
+            Err(Errno::EXIST) => {
+                // A whiteout or another entry of this layer: either way the lower folder does not show.
+                self.clear(parent, name)?;
+                self.superseded(&real);
+                rustix::fs::mkdirat(&parent.fd, name, Mode::RWXU)
+                    .map_err(|error| Error::store(format!("make the folder '{}'", show(&real)), error))?;
+                self.tree.hide(parent, name, true)?;
+            }
             Err(error) => return Err(Error::store(format!("make the folder '{}'", show(&real)), error)),
         }
         if !entry.xattrs.is_empty() {
@@ -213,9 +210,8 @@ impl Applier<'_> {
     /// Hides `hidden` of the lower layers; what this layer itself has there stays.
     fn whiteout(&mut self, parent: &Folder, hidden: &[u8]) -> Result<()> {
         match kind_of(&parent.fd, hidden)? {
-            None => rustix::fs::mknodat(&parent.fd, hidden, FileType::CharacterDevice, Mode::empty(), 0).map_err(|error| {
-                Error::store(format!("make the whiteout of '{}'", show(&parent.join(hidden))), error)
-            }),
+            None => rustix::fs::mknodat(&parent.fd, hidden, FileType::CharacterDevice, Mode::empty(), 0)
+                .map_err(|error| Error::store(format!("make the whiteout of '{}'", show(&parent.join(hidden))), error)),
             Some(FileType::Directory) => self.tree.hide(parent, hidden, true),
             Some(_) => Ok(()),
         }

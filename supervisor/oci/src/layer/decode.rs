@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use molt_core::ids::{Digest, DiffId};
+use molt_core::ids::{DiffId, Digest};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -34,7 +34,9 @@ impl Packing {
     /// From a layer's media type; none for those that are not taken.
     pub fn of(media_type: &str) -> Option<Self> {
         match media_type {
-            "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => Some(Self::Tar),
+            "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => {
+                Some(Self::Tar)
+            }
             "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
                 Some(Self::Gzip)
             }
@@ -56,15 +58,15 @@ impl Packing {
 
 /// What went in and came out, once everything was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sums {
+pub(crate) struct Sums {
     /// Of the blob.
-    pub packed: Digest,
+    pub(crate) packed: Digest,
     /// Bytes of the blob.
-    pub packed_bytes: u64,
+    pub(crate) packed_bytes: u64,
     /// Of the tar stream.
-    pub plain: DiffId,
+    pub(crate) plain: DiffId,
     /// Bytes of the tar stream.
-    pub plain_bytes: u64,
+    pub(crate) plain_bytes: u64,
 }
 
 /// Hashes what is consumed from `R`.

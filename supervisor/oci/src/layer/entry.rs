@@ -16,6 +16,9 @@ const TIME_MAX: u64 = 253_402_300_799;
 /// Attributes of one entry, names and values.
 const XATTR_BYTES: usize = 64 << 10;
 
+/// Names and values.
+pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What an entry makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -51,7 +54,7 @@ pub(crate) struct Entry {
     /// Seconds since 1970.
     pub(crate) mtime: i64,
     /// `user.*` without `user.overlay.*`.
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: Xattrs,
 }
 
 /// Bytes of data that follow the header of `entry` in the tar stream.
@@ -175,7 +178,8 @@ fn strict_size(raw: &ParsedEntry<'_>) -> Result<(), &'static str> {
     match raw.header.as_bytes().get(124..136) {
         Some([first, rest @ ..]) if first & 0x80 != 0 => {
             let high = rest.get(..3).unwrap_or_default();
-            if *first != 0x80 || high.iter().any(|byte| *byte != 0) || rest.get(3).is_some_and(|byte| byte & 0x80 != 0) {
+            if *first != 0x80 || high.iter().any(|byte| *byte != 0) || rest.get(3).is_some_and(|byte| byte & 0x80 != 0)
+            {
                 return Err("a negative or impossible size");
             }
             Ok(())
@@ -185,8 +189,8 @@ fn strict_size(raw: &ParsedEntry<'_>) -> Result<(), &'static str> {
     }
 }
 
-fn xattrs(raw: &ParsedEntry<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, &'static str> {
-    let kept: Vec<_> = raw
+fn xattrs(raw: &ParsedEntry<'_>) -> Result<Xattrs, &'static str> {
+    let kept: Xattrs = raw
         .xattrs
         .iter()
         .filter(|(name, _)| name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))

@@ -90,12 +90,7 @@ impl Lowers<'_> {
 }
 
 fn open(at: impl AsFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
-    rustix::fs::openat(
-        at,
-        name,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
+    rustix::fs::openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
 fn leaf(at: &OwnedFd, name: &[u8], kind: FileType, stat: Stat) -> rustix::io::Result<Seen> {

@@ -1,6 +1,6 @@
 //! One layer: from the bytes of its blob to a folder that overlayfs can use as a lower layer.
 //!
-//! In: a reader of the packed blob, an empty folder, limits. Out: [`Unpacked`], after every digest was checked. Must not:
+//! In: a reader of the packed blob, an empty folder, limits. Out: the folder filled, after every digest was checked. Must not:
 //! know where the bytes come from, or where the folder goes.
 
 pub(crate) mod apply;
@@ -14,11 +14,11 @@ mod whiteout;
 
 use std::{io::BufRead, os::fd::OwnedFd};
 
-use molt_core::ids::{Digest, DiffId};
+use molt_core::ids::{DiffId, Digest};
 
 use self::{
     apply::Options,
-    decode::{Packing, Plain, Sums},
+    decode::{Packing, Plain},
     tree::Asks,
 };
 use crate::error::{Error, Result};
@@ -35,15 +35,8 @@ pub(crate) struct Promise {
     pub(crate) packing: Packing,
 }
 
-/// A layer in its folder.
-#[derive(Debug)]
-pub(crate) struct Unpacked {
-    pub(crate) asks: Asks,
-    pub(crate) sums: Sums,
-}
-
-/// Unpacks `source` into `root` and checks that it was what `promise` says.
-pub(crate) fn unpack(source: impl BufRead, root: OwnedFd, promise: Promise, options: Options<'_>) -> Result<Unpacked> {
+/// Unpacks `source` into `root` and checks that it was what `promise` says. Gives what it asks of the layers below.
+pub(crate) fn unpack(source: impl BufRead, root: OwnedFd, promise: Promise, options: Options<'_>) -> Result<Asks> {
     let named = |error: Error| error.in_layer(promise.diff_id);
     let mut stream = Plain::new(source, promise.packing, options.limits).map_err(named)?;
     let asks = match apply::apply(&mut stream, root, options) {
@@ -71,7 +64,7 @@ pub(crate) fn unpack(source: impl BufRead, root: OwnedFd, promise: Promise, opti
     if sums.plain != promise.diff_id {
         return Err(mismatch("unpacked layer (diff_id)", promise.diff_id.0, sums.plain.0));
     }
-    Ok(Unpacked { asks, sums })
+    Ok(asks)
 }
 
 pub(crate) fn mismatch(what: &str, expected: Digest, actual: Digest) -> Error {

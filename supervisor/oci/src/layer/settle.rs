@@ -142,9 +142,8 @@ impl Settling<'_> {
     fn ensure(&mut self, path: &[u8]) -> Result<()> {
         let mut at: Vec<u8> = Vec::new();
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
-            let parent = self
-                .folder(&at, FOLDER)
-                .map_err(|error| Error::store(format!("open '{}'", show(&at)), error))?;
+            let parent =
+                self.folder(&at, FOLDER).map_err(|error| Error::store(format!("open '{}'", show(&at)), error))?;
             let next = join(&at, name);
             let failed = |error| Error::store(format!("make the folder '{}'", show(&next)), error);
             let kind = kind_of(&parent, name)?;
@@ -181,7 +180,8 @@ impl Settling<'_> {
             self.asks.hidden.insert(to.to_vec());
         }
         for name in remove::children(&source).map_err(failed)? {
-            match rustix::fs::renameat_with(&source, name.as_slice(), &target, name.as_slice(), RenameFlags::NOREPLACE) {
+            match rustix::fs::renameat_with(&source, name.as_slice(), &target, name.as_slice(), RenameFlags::NOREPLACE)
+            {
                 Ok(()) => self.rebase(&join(from, &name), &join(to, &name)),
                 Err(Errno::EXIST) => {
                     let folder = Some(FileType::Directory);

@@ -49,15 +49,6 @@ impl<'a, R: Read> TarReader<'a, R> {
         self.position
     }
 
-    /// Entries seen so far.
-    pub(crate) fn entries(&self) -> u64 {
-        self.entries
-    }
-
-    pub(crate) fn into_source(self) -> R {
-        self.source
-    }
-
     fn filled(&self) -> &[u8] {
         self.buffer.get(self.start..self.end).unwrap_or_default()
     }

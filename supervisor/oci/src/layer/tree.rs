@@ -31,8 +31,7 @@ pub(crate) const INSIDE: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
 /// To name a folder, not to read it.
-pub(crate) const FOLDER: OFlags =
-    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(crate) const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Which extended attributes the overlay that will use the store understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -230,14 +229,14 @@ impl<'a> Tree<'a> {
                     continue;
                 }
                 (None, Missing::Make) => {
-                    self.make(&at, &name)?;
+                    Self::make(&at, &name)?;
                     self.keep(&real)?;
                     self.asks.parents.insert(real.clone());
                 }
                 // A whiteout of this layer: the name is gone below, this folder is new.
                 (Some(FileType::CharacterDevice), Missing::Make) => {
-                    self.unlink(&at, &name)?;
-                    self.make(&at, &name)?;
+                    Self::unlink(&at, &name)?;
+                    Self::make(&at, &name)?;
                     self.hide(&at, &name, true)?;
                 }
                 (_, Missing::Make) => return Err(refuse("a folder above it is not a folder in this layer")),
@@ -250,12 +249,12 @@ impl<'a> Tree<'a> {
         Ok(stack.pop())
     }
 
-    fn make(&self, at: &Folder, name: &[u8]) -> Result<()> {
+    fn make(at: &Folder, name: &[u8]) -> Result<()> {
         rustix::fs::mkdirat(&at.fd, name, Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH)
             .map_err(|error| Error::store(format!("make the folder '{}'", show(&at.join(name))), error))
     }
 
-    pub(crate) fn unlink(&self, at: &Folder, name: &[u8]) -> Result<()> {
+    fn unlink(at: &Folder, name: &[u8]) -> Result<()> {
         rustix::fs::unlinkat(&at.fd, name, AtFlags::empty())
             .map_err(|error| Error::store(format!("replace '{}'", show(&at.join(name))), error))
     }

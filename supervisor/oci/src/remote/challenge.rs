@@ -35,7 +35,7 @@ pub(crate) fn parse<'a>(headers: impl Iterator<Item = &'a str>) -> Result<Challe
                 Err(why) => why.clone_into(&mut problem),
             }
         } else {
-            problem = "it asks for a kind of sign-in that Molt does not know".to_owned();
+            "it asks for a kind of sign-in that Molt does not know".clone_into(&mut problem);
         }
     }
     if basic { Ok(Challenge::Basic) } else { Err(problem) }
@@ -77,7 +77,7 @@ fn parameters(text: &str) -> Vec<(String, String)> {
                 }
             }
         } else {
-            value = after.split(',').next().unwrap_or_default().trim().to_owned();
+            after.split(',').next().unwrap_or_default().trim().clone_into(&mut value);
             chars = after.get(after.find(',').unwrap_or(after.len())..).unwrap_or_default().chars();
         }
         found.push((name.trim().to_owned(), value));
@@ -116,7 +116,8 @@ mod tests {
 
     #[test]
     fn bearer_and_basic_are_read() {
-        let got = one(r#"Bearer realm="https://auth.example.com/token",service="a,b",scope="repository:x:push""#).unwrap();
+        let got =
+            one(r#"Bearer realm="https://auth.example.com/token",service="a,b",scope="repository:x:push""#).unwrap();
         let realm: Url = "https://auth.example.com/token".parse().unwrap();
         assert_eq!(got, Challenge::Bearer { realm, service: Some("a,b".into()) });
         assert_eq!(one("Basic realm=\"x\""), Ok(Challenge::Basic));

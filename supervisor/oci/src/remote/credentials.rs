@@ -38,15 +38,16 @@ impl fmt::Debug for Secret {
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct File {
-    auths: BTreeMap<String, Auth>,
+    auths: BTreeMap<String, Entry>,
     cred_helpers: BTreeMap<String, String>,
     creds_store: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Auth {
-    auth: Option<String>,
+struct Entry {
+    #[serde(rename = "auth")]
+    encoded: Option<String>,
     username: Option<String>,
     password: Option<String>,
     identitytoken: Option<String>,
@@ -95,7 +96,8 @@ impl Credentials {
         }
         let helper = file.cred_helpers.iter().find(|(key, _)| matches(key, host, repository).is_some());
         // `docker login` with a store leaves an empty entry behind: the secret is in the store.
-        if let Some(helper) = helper.map(|(_, helper)| helper).or(file.creds_store.as_ref().filter(|_| best.is_some())) {
+        if let Some(helper) = helper.map(|(_, helper)| helper).or(file.creds_store.as_ref().filter(|_| best.is_some()))
+        {
             return Err(refuse(format!(
                 "the secret for '{host}' is with the credential helper '{helper}', which Molt does not run; \
                  put it into the file itself"
@@ -127,16 +129,16 @@ fn matches(key: &str, host: &str, repository: &str) -> Option<usize> {
     let key_host = key_host.to_ascii_lowercase();
     let hub = ["docker.io", "index.docker.io", "registry-1.docker.io"];
     let same = key_host == host || (hub.contains(&host) && hub.contains(&key_host.as_str()));
-    let inside = space.is_empty()
-        || repository.strip_prefix(space).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let inside =
+        space.is_empty() || repository.strip_prefix(space).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     (same && inside).then_some(space.len())
 }
 
-fn secret(auth: &Auth) -> Result<Option<Secret>, &'static str> {
+fn secret(auth: &Entry) -> Result<Option<Secret>, &'static str> {
     if let Some(token) = auth.identitytoken.as_ref().filter(|token| !token.is_empty()) {
         return Ok(Some(Secret::Identity(token.clone())));
     }
-    if let Some(encoded) = auth.auth.as_ref().filter(|text| !text.is_empty()) {
+    if let Some(encoded) = auth.encoded.as_ref().filter(|text| !text.is_empty()) {
         let bytes = STANDARD.decode(encoded.trim()).map_err(|_| "'auth' is not base64")?;
         let text = String::from_utf8(bytes).map_err(|_| "'auth' is not text")?;
         let (user, password) = text.split_once(':').ok_or("'auth' is not user:password")?;
@@ -169,7 +171,12 @@ mod tests {
     #[test]
     fn keys_match_in_all_their_forms() {
         let auth = STANDARD.encode("u:p:q");
-        for key in ["r.example.com:5000", "https://r.example.com:5000/v1/", "http://R.example.com:5000", "r.example.com:5000/acme"] {
+        for key in [
+            "r.example.com:5000",
+            "https://r.example.com:5000/v1/",
+            "http://R.example.com:5000",
+            "r.example.com:5000/acme",
+        ] {
             let json = format!(r#"{{"auths":{{"{key}":{{"auth":"{auth}"}}}}}}"#);
             assert_eq!(user(find(&json, "r.example.com:5000", "acme/app").unwrap()), "u:p:q", "{key}");
             assert_eq!(find(&json, "r.example.com", "acme/app").unwrap(), None, "{key}");

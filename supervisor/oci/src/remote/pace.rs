@@ -36,7 +36,8 @@ impl<'a> Pace<'a> {
     pub(crate) async fn pause(&mut self, error: Error) -> Result<()> {
         self.failed += 1;
         self.failed_in_all += 1;
-        if !error.transient() || self.failed >= self.limits.attempts || self.failed_in_all >= 10 * self.limits.attempts {
+        if !error.transient() || self.failed >= self.limits.attempts || self.failed_in_all >= 10 * self.limits.attempts
+        {
             return Err(error);
         }
         let asked = if let Error::Unavailable { after, .. } = &error { *after } else { None };
@@ -54,7 +55,7 @@ impl<'a> Pace<'a> {
 fn backoff(base: Duration, failed: u32) -> Duration {
     let full = base.saturating_mul(1 << failed.saturating_sub(1).min(16));
     let random = u32::try_from(RandomState::new().hash_one(failed) % 1000).unwrap_or(0);
-    full - full / 3 * random / 1000
+    full.saturating_sub(full / 3 * random / 1000)
 }
 
 #[cfg(test)]

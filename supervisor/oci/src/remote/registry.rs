@@ -135,16 +135,15 @@ impl Registry {
     pub(crate) async fn send(&self, endpoint: &Endpoint, ask: Ask<'_>) -> Result<Response> {
         let what = format!("{}/{}", ask.repository, ask.path);
         let wrong = |host: &str, why: String| Error::Answer { host: host.to_owned(), what: what.clone(), why };
-        let mut url = endpoint
-            .base
-            .join(&what)
-            .map_err(|_| wrong(&endpoint.host, "the name does not make a URL".to_owned()))?;
+        let mut url =
+            endpoint.base.join(&what).map_err(|_| wrong(&endpoint.host, "the name does not make a URL".to_owned()))?;
         let mut signed_in = HashSet::new();
         let mut hops = 0;
         loop {
             let reach = self.reach(endpoint, &url);
             let host = authority(&url);
-            url_allowed(&url, reach, &self.insecure).map_err(|why| wrong(&endpoint.host, format!("it leads to {why}")))?;
+            url_allowed(&url, reach, &self.insecure)
+                .map_err(|why| wrong(&endpoint.host, format!("it leads to {why}")))?;
             let at = origin(&url);
             let mut request = self.transport.client(reach).get(url.clone());
             if let Some(accept) = ask.accept {
@@ -234,14 +233,17 @@ impl Registry {
         headers: &HeaderMap,
     ) -> Result<String> {
         let host = authority(url);
-        let denied = |hint: String| Error::Unauthorized { host: host.clone(), what: what.to_owned(), status: 401, hint };
+        let denied =
+            |hint: String| Error::Unauthorized { host: host.clone(), what: what.to_owned(), status: 401, hint };
         let challenges = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
         let challenge = challenge::parse(challenges).map_err(denied)?;
         let own = endpoint.own && origin(url) == origin(&endpoint.base);
         let secret = if own { self.credentials.find(&endpoint.host, repository)? } else { None };
         match (challenge, secret) {
             (Challenge::Basic, Some(Secret::Basic { user, password })) => Ok(basic(&user, &password)),
-            (Challenge::Basic, _) if !own => Err(denied("it wants a password, which only the registry itself gets".to_owned())),
+            (Challenge::Basic, _) if !own => {
+                Err(denied("it wants a password, which only the registry itself gets".to_owned()))
+            }
             (Challenge::Basic, _) => Err(denied(self.credentials.hint(&endpoint.host, false))),
             (Challenge::Bearer { realm, service }, secret) => {
                 let realm_host = authority(&realm);
@@ -322,8 +324,8 @@ impl Registry {
         let (host, what) = (host.to_owned(), what.to_owned());
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let presented =
-                    endpoint.own && self.credentials.find(&endpoint.host, repository).is_ok_and(|secret| secret.is_some());
+                let presented = endpoint.own
+                    && self.credentials.find(&endpoint.host, repository).is_ok_and(|secret| secret.is_some());
                 let hint = self.credentials.hint(&endpoint.host, presented);
                 Error::Unauthorized { host, what, status: status.as_u16(), hint }
             }

@@ -12,8 +12,8 @@ use std::{
 
 use hickory_resolver::{TokioResolver, config::LookupIpStrategy};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::CertificateDer};
 use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::CertificateDer};
 
 use super::address::{Reach, address_allowed};
 use crate::{

@@ -49,13 +49,8 @@ impl Store {
 
     /// Whether a blob is there.
     pub fn has_blob(&self, digest: &Digest) -> bool {
-        rustix::fs::accessat(
-            &self.inner.blobs,
-            digest.hex(),
-            rustix::fs::Access::EXISTS,
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .is_ok()
+        rustix::fs::accessat(&self.inner.blobs, digest.hex(), rustix::fs::Access::EXISTS, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok()
     }
 
     /// A blob of at most `at_most` bytes; none where it is not there. A blob that is not what its name says is an error.

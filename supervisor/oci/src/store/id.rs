@@ -4,7 +4,7 @@
 
 use std::{fmt, str::FromStr};
 
-use molt_core::ids::{Digest, DiffId, ParseError};
+use molt_core::ids::{DiffId, Digest, ParseError};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A layer as unpacked: its diff id and, for the rare layer whose tar leaves parent folders or link targets to the layers
@@ -74,7 +74,9 @@ mod tests {
         for text in [hex.clone(), format!("{hex}-{hex}")] {
             assert_eq!(text.parse::<LayerId>().unwrap().to_string(), text);
         }
-        for text in [String::new(), "..".to_owned(), format!("{hex}-"), format!("{hex}/x"), format!("{hex}-{hex}-{hex}")] {
+        for text in
+            [String::new(), "..".to_owned(), format!("{hex}-"), format!("{hex}/x"), format!("{hex}-{hex}-{hex}")]
+        {
             assert!(text.parse::<LayerId>().is_err(), "{text}");
         }
     }

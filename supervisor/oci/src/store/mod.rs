@@ -25,7 +25,7 @@ use std::{
     },
 };
 
-use molt_core::ids::{Digest, DiffId};
+use molt_core::ids::{DiffId, Digest};
 use rustix::{
     fs::{AtFlags, Mode, OFlags, XattrFlags},
     io::Errno,
@@ -92,13 +92,8 @@ impl Store {
 
     /// Whether a layer is there, whole.
     pub fn has_layer(&self, id: &LayerId) -> bool {
-        rustix::fs::accessat(
-            &self.inner.layers,
-            id.to_string(),
-            rustix::fs::Access::EXISTS,
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .is_ok()
+        rustix::fs::accessat(&self.inner.layers, id.to_string(), rustix::fs::Access::EXISTS, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok()
     }
 
     /// A layer's folder, `O_PATH`.

@@ -1,0 +1,38 @@
+//! Builds `molt-shim` and hands its file to the compiler, so that `molt` is the one file that is put into a sandbox.
+//!
+//! In: the shim's sources. Out: `MOLT_SHIM`, the path of the ELF file, for `include_bytes!`. Must not: share the outer
+//! build's target folder (its lock is held) or its flags (`clippy-driver`, coverage), which would change the shim.
+
+use std::{env, path::Path, process::Command};
+
+fn main() {
+    let manifest = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
+    let root = Path::new(&manifest).parent().expect("the workspace");
+    let out = Path::new(&env::var("OUT_DIR").expect("cargo sets it")).join("shim");
+    let target = env::var("TARGET").expect("cargo sets it");
+    for watched in ["shim/src", "shim/Cargo.toml", "shim/sys/src", "supervisor/core/src", "Cargo.toml", "Cargo.lock"] {
+        println!("cargo::rerun-if-changed={}", root.join(watched).display());
+    }
+    let mut cargo = Command::new(env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
+    cargo
+        .current_dir(root)
+        .args(["build", "--package", "molt-shim", "--profile", "shim", "--locked", "--quiet", "--target", &target])
+        .arg("--target-dir")
+        .arg(&out);
+    for name in [
+        "CARGO_BUILD_RUSTFLAGS",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "CARGO_TARGET_DIR",
+        "CARGO_BUILD_TARGET",
+        "LLVM_PROFILE_FILE",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTC_WRAPPER",
+        "RUSTFLAGS",
+    ] {
+        cargo.env_remove(name);
+    }
+    let status = cargo.status().expect("cargo starts");
+    assert!(status.success(), "building molt-shim failed: {status}");
+    println!("cargo::rustc-env=MOLT_SHIM={}", out.join(&target).join("shim").join("molt-shim").display());
+    println!("cargo::rustc-env=MOLT_TARGET={target}");
+}

@@ -1,0 +1,404 @@
+//! `molt init`: from the first instruction of PID 1 to the running dispatcher. Everything that can be refused is refused
+//! here, with the line that mends it, before anything is touched.
+//!
+//! In: arguments. Out: the exit status of PID 1. Must not: touch the store before the checks; run anything unconfined.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use molt_core::{
+    generation::{Record, VERSION},
+    ids::{Generation, ImageRef},
+    journal::Slot,
+    machine::{Event, Found, Settings, State},
+    spec::{self, Confirm, PolicySource, Spec},
+};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    cli::InitArgs,
+    dispatch::{Dispatcher, Facts, Inputs, Start, empty_view},
+    effects::{Context, plan},
+    observe::{events::EventLog, output::OutputRing},
+    preflight::{self, Grade, IdMap},
+    rootfs::{Parts, StateMount, carry},
+    store::{
+        Store, history,
+        journal::{Journal, Opened},
+    },
+    triggers::signal::{Signals, TAKEN},
+    workload::shim::Shim,
+};
+
+/// Where the store is unless told otherwise.
+pub(crate) const STORE: &str = "/var/lib/molt";
+const HISTORY: usize = 64;
+
+/// A start that cannot go on.
+#[derive(Debug)]
+struct Refusal {
+    status: u8,
+    text: String,
+}
+
+fn refuse<T>(status: u8, text: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal { status, text: text.into() })
+}
+
+/// Runs PID 1.
+pub(crate) fn run(args: InitArgs) -> u8 {
+    crate::observe::log::install();
+    match start(args) {
+        Ok(status) => status,
+        Err(refusal) => {
+            tracing::error!("{}", refusal.text);
+            refusal.status
+        }
+    }
+}
+
+fn start(args: InitArgs) -> Result<u8, Refusal> {
+    let missing: Vec<String> = preflight::required()
+        .into_iter()
+        .filter(|finding| finding.grade == Grade::Missing)
+        .map(|finding| {
+            let mend = finding.mend.map(|mend| format!("\n    mend: {mend}")).unwrap_or_default();
+            format!("  {}: {}{mend}", finding.what, finding.found)
+        })
+        .collect();
+    if !missing.is_empty() {
+        return refuse(125, format!("failed to start; nothing was touched:\n{}", missing.join("\n")));
+    }
+    let (spec, policy) = read_spec(&args)?;
+    harden();
+    molt_sys::memory::limit_arenas(2);
+    let signals = molt_sys::signal::descriptor(&TAKEN)
+        .or_else(|error| refuse(125, format!("failed to take over signals: {error}")))?;
+
+    let mut facts = Facts::default();
+    let store = open_store(&args, &spec, &mut facts)?;
+    let (journal, slot, known) = read_journal(store.as_deref(), &mut facts)?;
+    let socket = args.socket.clone().unwrap_or_else(|| PathBuf::from(&spec.api.socket));
+    let parts = hold_parts(&args, &spec, &socket, store.as_deref(), &mut facts)?;
+    let shim = Shim::keep(store.as_ref().map(|store| store.path.as_path()))
+        .or_else(|error| refuse(125, format!("failed to {error}; allow executable memory files or give a store")))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(8)
+        .thread_keep_alive(std::time::Duration::from_secs(5))
+        .build()
+        .or_else(|error| refuse(125, format!("failed to start the runtime: {error}")))?;
+    let status = runtime.block_on(serve(args, spec, policy, signals, facts, store, journal, slot, known, parts, shim, socket));
+    // Whatever still runs is not waited for: the kernel ends it with PID 1.
+    runtime.shutdown_background();
+    status
+}
+
+#[expect(clippy::too_many_arguments, reason = "each is one thing that was made before; they meet here and nowhere else")]
+async fn serve(
+    args: InitArgs,
+    spec: Spec,
+    policy: String,
+    signals: std::os::fd::OwnedFd,
+    facts: Facts,
+    store: Option<Arc<Store>>,
+    journal: Option<Journal>,
+    mut slot: Slot,
+    mut known: BTreeMap<Generation, Record>,
+    parts: Parts,
+    shim: Shim,
+    socket: PathBuf,
+) -> Result<u8, Refusal> {
+    let listener = crate::api::bind(&socket)
+        .or_else(|error| refuse(123, format!("failed to listen on {}: {error:#}", socket.display())))?;
+    let signals = Signals::new(signals).or_else(|error| refuse(125, format!("failed to watch signals: {error}")))?;
+    let client = client(&spec)?;
+    let (events, output) = (EventLog::new(0), OutputRing::new());
+    let run = socket.parent().map_or_else(|| PathBuf::from("/run/molt"), Path::to_path_buf);
+    let context = Arc::new(Context {
+        policy,
+        store: store.clone(),
+        parts: Arc::new(parts),
+        shim,
+        client,
+        run,
+        events: events.clone(),
+        output: output.clone(),
+        kernel_abi: preflight::landlock_abi(),
+        mapped: IdMap::read(),
+        proc: preflight::proc_mode(),
+        spec,
+    });
+    let image = own_root(&args, &context, &mut known)?;
+    let found = found(&context, &slot, image, &known);
+    let settings = Settings {
+        auto_rollback: context.spec.update.auto_rollback,
+        confirm_within_ms: (context.spec.update.confirm == Confirm::External)
+            .then(|| context.spec.update.confirm_deadline.as_millis()),
+        completes: context.spec.workload.completes,
+        durable: store.is_some(),
+        boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
+    };
+    let newest = known.keys().next_back().map_or(0, |generation| generation.0);
+    slot.next_generation = slot.next_generation.max(newest + 1).max(1);
+    slot.next_update = slot.next_update.max(1);
+
+    let past: VecDeque<_> = store.as_ref().map(|store| history::tail(&store.dir, HISTORY).into()).unwrap_or_default();
+    let newest = past.iter().map(|view| view.id.0).max().unwrap_or(0);
+    slot.next_update = slot.next_update.max(newest + 1);
+    let document = context.spec.to_document();
+    let shown = document.get("spec").cloned().unwrap_or_default();
+    let (view_sender, view) = watch::channel(empty_view(&context.spec.name, shown));
+    let (answers, events_in) = mpsc::unbounded_channel();
+    let (brought, brought_in) = mpsc::unbounded_channel();
+    let (commands, commands_in) = mpsc::channel(16);
+    let handle = crate::command::Handle { commands, view, events, output };
+    drop(tokio::spawn(async move { crate::api::serve(handle, listener).await }));
+
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %socket.display(), "molt starts");
+    let dispatcher = Dispatcher::new(Start {
+        context,
+        state: State::new(slot, known, settings),
+        journal,
+        answers,
+        brought,
+        view: view_sender,
+        history: past,
+        facts,
+    });
+    let inputs = Inputs { events: events_in, brought: brought_in, commands: commands_in, signals };
+    let status = dispatcher.run(Event::Boot(found), inputs).await;
+    let _ = std::fs::remove_file(&socket);
+    Ok(u8::try_from(status.clamp(0, 255)).unwrap_or(255))
+}
+
+/// The spec with the flags applied, and its policy as text.
+fn read_spec(args: &InitArgs) -> Result<(Spec, String), Refusal> {
+    let mut spec = match &args.spec {
+        None => Spec::default(),
+        Some(path) => {
+            let text = read(path)?;
+            spec::parse(&text)
+                .or_else(|violations| refuse(122, format!("{} is not a valid spec:\n{violations}", path.display())))?
+        }
+    };
+    if let Some(image) = &args.image {
+        let image = image.parse::<ImageRef>().or_else(|error| refuse(122, format!("--image: {error}")))?;
+        spec.image = Some(image);
+    }
+    if !args.state.is_empty() {
+        spec.state.clone_from(&args.state);
+    }
+    if let Some(name) = &args.name {
+        spec.name.clone_from(name);
+    }
+    if !args.command.is_empty() {
+        spec.workload.command.clone_from(&args.command);
+        spec.workload.args.clear();
+    }
+    spec.check().or_else(|violations| refuse(122, format!("the spec is not valid:\n{violations}")))?;
+    let beside = |path: &str| match &args.spec {
+        Some(spec) if !path.starts_with('/') => spec.parent().unwrap_or(Path::new("/")).join(path),
+        _ => PathBuf::from(path),
+    };
+    let policy = match (&args.policy, &spec.policy, &spec.policy_file) {
+        (Some(path), ..) => read(path)?,
+        (None, Some(PolicySource::Unconfined), _) => "unconfined".to_owned(),
+        (None, Some(PolicySource::Inline(policy)), _) => serde_json::Value::Object(policy.clone()).to_string(),
+        (None, None, Some(path)) => read(&beside(path))?,
+        (None, None, None) => String::new(),
+    };
+    plan::Policy::read(&policy).or_else(|fault| refuse(122, fault.message))?;
+    if spec.image.is_none() && spec.workload.command.is_empty() {
+        return refuse(122, "nothing to run: give an image (--image, or spec.image) or a command (molt init -- CMD)");
+    }
+    Ok((spec, policy))
+}
+
+fn read(path: &Path) -> Result<String, Refusal> {
+    std::fs::read_to_string(path).or_else(|error| refuse(122, format!("failed to read {}: {error}", path.display())))
+}
+
+/// PID 1 shows nothing of itself to anyone.
+fn harden() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(errno) = setrlimit(Resource::Core, none) {
+        tracing::warn!(%errno, "failed to forbid core dumps");
+    }
+    if let Err(errno) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%errno, "failed to become undumpable");
+    }
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+}
+
+fn open_store(args: &InitArgs, spec: &Spec, facts: &mut Facts) -> Result<Option<Arc<Store>>, Refusal> {
+    let path = args.store.clone().unwrap_or_else(|| PathBuf::from(STORE));
+    let text = path.display().to_string();
+    if let Some(state) = spec.state.iter().find(|state| carry::within(&text, state)) {
+        return refuse(122, format!("the store {text} lies in the state path {state}, which the workload writes; give it a folder of its own"));
+    }
+    match Store::open(&path) {
+        Ok(store) => Ok(Some(Arc::new(store))),
+        Err(error) if args.store.is_some() => {
+            let status = error.exit_status();
+            refuse(status, format!("failed to {}; nothing was touched\n    mend: {}", crate::effects::chain(&error), error.mend()))
+        }
+        Err(error) => {
+            let message = format!("failed to {}: {}", crate::effects::chain(&error), error.mend());
+            if spec.image.is_some() {
+                return refuse(error.exit_status(), format!("{message}\n    an image needs a store to be unpacked in"));
+            }
+            tracing::warn!("{message}; the container's own root runs, and nothing can be updated");
+            facts.not_durable.push(message);
+            Ok(None)
+        }
+    }
+}
+
+type JournalParts = (Option<Journal>, Slot, BTreeMap<Generation, Record>);
+
+fn read_journal(store: Option<&Store>, facts: &mut Facts) -> Result<JournalParts, Refusal> {
+    let Some(store) = store else { return Ok((None, Slot::first(), BTreeMap::new())) };
+    let known = store.known().or_else(|error| refuse(120, format!("failed to {error}")))?;
+    let (journal, opened) = Journal::open(&store.dir).or_else(|error| refuse(120, format!("failed to {error}")))?;
+    let reset = |facts: &mut Facts, why: &str| {
+        let marked = known.keys().rev().find(|generation| store.marked(**generation)).copied();
+        let what = marked.map_or("generation 0".to_owned(), |generation| format!("generation {generation}"));
+        let message = format!("the journal {why}; {what}, the newest that was confirmed, is taken as confirmed");
+        tracing::warn!("{message}");
+        facts.journal_reset = Some(message);
+        Slot { confirmed: marked, ..Slot::first() }
+    };
+    let slot = match opened {
+        Opened::First if known.keys().any(|generation| store.marked(*generation)) => reset(facts, "is missing"),
+        Opened::First => Slot::first(),
+        Opened::Damaged => reset(facts, "cannot be read"),
+        Opened::Found(read) => {
+            if let Some(newer) = &read.newer {
+                let message = format!("failed to {newer}; what is confirmed runs, and nothing can be changed");
+                tracing::warn!("{message}");
+                facts.not_durable.push(message);
+            }
+            read.slot
+        }
+    };
+    Ok((Some(journal), slot, known))
+}
+
+/// Holds PID 1's own mounts, and makes a state folder that is not there.
+fn hold_parts(
+    args: &InitArgs,
+    spec: &Spec,
+    socket: &Path,
+    store: Option<&Store>,
+    facts: &mut Facts,
+) -> Result<Parts, Refusal> {
+    let mut state = Vec::new();
+    for path in &spec.state {
+        if !Path::new(path).exists() {
+            std::fs::create_dir_all(path).or_else(|error| refuse(122, format!("failed to make {path}: {error}")))?;
+            // Nobody's yet: the default user may write it. Any other owner is the operator's to choose.
+            let id = rustix::fs::Uid::from_raw(crate::rootfs::users::DEFAULT_ID);
+            let group = rustix::fs::Gid::from_raw(crate::rootfs::users::DEFAULT_ID);
+            if let Err(errno) = rustix::fs::chown(path.as_str(), Some(id), Some(group)) {
+                tracing::debug!(%errno, "state folder keeps its owner");
+            }
+        }
+        if !carry::is_mount_point(path) {
+            let message = format!(
+                "{path} is not a mount of its own: it goes with the container; mount a volume there to keep it"
+            );
+            tracing::warn!("{message}");
+            facts.not_durable.push(message);
+        }
+        let source = carry::hold(path).or_else(|errno| refuse(122, format!("failed to open {path}: {errno}")))?;
+        state.push(StateMount { path: path.clone(), source });
+    }
+    let mut own: Vec<String> = spec.claimed_paths().into_iter().map(str::to_owned).collect();
+    let given = [args.spec.as_deref(), args.policy.as_deref(), store.map(|store| store.path.as_path()), socket.parent()];
+    own.extend(given.into_iter().flatten().map(|path| {
+        std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
+    }));
+    // An image that lies in a folder is Molt's business, too.
+    if let Some(ImageRef::Layout { path, .. }) = &spec.image {
+        own.push(path.clone());
+    }
+    let carried = carry::find(&spec.state, &own, &spec.mounts).or_else(|error| refuse(125, format!("failed to {error}")))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let own_root = openat(CWD, "/", flags, Mode::empty()).or_else(|errno| refuse(125, format!("failed to open /: {errno}")))?;
+    let anchors = store.map_or_else(|| PathBuf::from("/run/molt"), |store| store.path.clone()).join("anchors");
+    Ok(Parts { state, carried, own_root, anchors })
+}
+
+fn client(spec: &Spec) -> Result<molt_oci::Client, Refusal> {
+    let registries = molt_oci::Registries {
+        insecure: spec.registries.insecure.clone(),
+        credentials: spec.registries.credentials.as_ref().map(PathBuf::from),
+        certificates: spec.registries.certificates.as_ref().map(PathBuf::from),
+        mirrors: spec.registries.mirrors.clone(),
+        parallel: usize::try_from(spec.update.parallel).unwrap_or(3),
+    };
+    let limits = molt_oci::Limits {
+        reserve: spec.update.reserve.0,
+        deadline: spec.update.pull_deadline.as_duration(),
+        ..molt_oci::Limits::default()
+    };
+    molt_oci::Client::new(&registries, limits)
+        .or_else(|error| refuse(122, format!("failed to {}", crate::effects::chain(&error))))
+}
+
+/// Generation 0, where there is a command to run in the container's own root. Returns the image to fetch otherwise.
+fn own_root(
+    args: &InitArgs,
+    context: &Context,
+    known: &mut BTreeMap<Generation, Record>,
+) -> Result<Option<ImageRef>, Refusal> {
+    let _ = args;
+    if let Some(image) = &context.spec.image {
+        return Ok(Some(image.clone()));
+    }
+    let image = molt_oci::ImageConfig::default();
+    let program = plan::program(&context.spec, &image);
+    let policy = plan::Policy::read(&context.policy).or_else(|fault| refuse(122, fault.message))?;
+    let record = Record {
+        version: VERSION,
+        generation: Generation(0),
+        image: None,
+        digest: None,
+        layers: Vec::new(),
+        policy_digest: policy.digest(&context.spec),
+        settings_digest: plan::settings_digest(&context.spec, &program),
+        program,
+        since: crate::observe::log::now(),
+    };
+    let same = known.get(&Generation(0)).is_some_and(|old| {
+        old.same_triple(None, record.policy_digest, record.settings_digest)
+    });
+    if !same {
+        if let Some(store) = &context.store {
+            store.stage(&record, &context.policy).or_else(|error| refuse(120, format!("failed to {error}")))?;
+        }
+        known.insert(Generation(0), record);
+    }
+    Ok(None)
+}
+
+/// What the machine is told at boot.
+fn found(context: &Context, slot: &Slot, image: Option<ImageRef>, known: &BTreeMap<Generation, Record>) -> Found {
+    let text = image.as_ref().map(|image| plan::sha256(image.to_string().as_bytes()));
+    let policy = (!context.policy.is_empty()).then(|| plan::sha256(context.policy.as_bytes()));
+    let image_changed = image.is_some() && slot.spec_image != text;
+    let policy_changed = slot.spec_policy != policy;
+    let confirmed = slot.confirmed.and_then(|confirmed| known.get(&confirmed)).and_then(|record| record.image.clone());
+    Found {
+        // A policy that changed alone is an update of what runs, not a return to the spec's image.
+        image: if image_changed || slot.confirmed.is_none() { image } else { confirmed },
+        spec: (text, policy),
+        spec_changed: image_changed || policy_changed,
+    }
+}

@@ -1,0 +1,32 @@
+//! The clocks. Deadlines and gaps are measured on CLOCK_MONOTONIC; the wall clock is for people.
+//!
+//! In: nothing. Out: numbers. Must not: be called from `molt-core`.
+
+use molt_core::machine::Moment;
+use rustix::time::{ClockId, clock_gettime};
+
+/// CLOCK_MONOTONIC in nanoseconds, the clock the shim stamps exits with.
+pub(crate) fn mono_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    let now = clock_gettime(ClockId::Realtime);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+}
+
+/// Both.
+pub(crate) fn now() -> Moment {
+    Moment { mono_ns: mono_ns(), unix_ms: unix_ms() }
+}
+
+/// RFC 3339 text of milliseconds since 1970.
+pub(crate) fn text(unix_ms: u64) -> String {
+    i64::try_from(unix_ms)
+        .ok()
+        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
+        .map(|time| time.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string())
+        .unwrap_or_default()
+}

@@ -1,0 +1,229 @@
+//! The one loop: every input becomes an event, `step` answers, the journal is written, effects run.
+//!
+//! In: answers of effects, signals, commands. Out: effects, the snapshot others read. Must not: decide what the machine
+//! should; wait for anything but its inputs (the journal apart, which is why it is small).
+
+mod commands;
+mod perform;
+mod view;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Weak},
+};
+
+use molt_core::{
+    ids::{Generation, UpdateId},
+    machine::{Effect, Event, Phase, State, step},
+    wire::{UpdateView, What},
+};
+use molt_oci::Resolved;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+use crate::{
+    clock,
+    command::{Command, View},
+    effects::{Context, Fault, plan::Draft, prove::Transcript},
+    rootfs::Rootfs,
+    store::journal::Journal,
+    triggers::signal::{Asked, Signals},
+    workload::run::Live,
+};
+
+/// What effects bring back beside an event.
+pub(crate) enum Brought {
+    /// An image was resolved.
+    Resolved(UpdateId, Result<Box<Resolved>, Fault>),
+    /// Layers are there.
+    Fetched(UpdateId, Result<Vec<molt_core::generation::LayerName>, Fault>),
+    /// A run is at its gate, or not.
+    Armed(molt_core::machine::Run, Result<Box<Live>, Fault>),
+    /// Something for whoever asked over the API, to be done here.
+    Forget(UpdateId),
+}
+
+/// What an attempt has gathered before its gate.
+#[derive(Debug, Default)]
+struct Work {
+    resolved: Option<Box<Resolved>>,
+    draft: Option<Draft>,
+    layers: Vec<molt_core::generation::LayerName>,
+}
+
+/// The loop's own memory.
+pub(crate) struct Dispatcher {
+    context: Arc<Context>,
+    state: State,
+    journal: Option<Journal>,
+    live: HashMap<u64, Live>,
+    /// Roots and namespaces of runs that are gone, let go when the next one is ready.
+    retired: Vec<(Arc<Rootfs>, std::os::fd::OwnedFd)>,
+    roots: HashMap<Generation, Weak<Rootfs>>,
+    work: HashMap<UpdateId, Work>,
+    task: Option<(UpdateId, JoinHandle<()>)>,
+    arming: HashMap<u64, JoinHandle<()>>,
+    prober: Option<JoinHandle<()>>,
+    transcripts: HashMap<u64, Transcript>,
+    timer: Option<JoinHandle<()>>,
+    hold: Option<commands::Hold>,
+    answers: mpsc::UnboundedSender<Event>,
+    brought: mpsc::UnboundedSender<Brought>,
+    view: watch::Sender<Arc<View>>,
+    board: view::Board,
+    history: VecDeque<UpdateView>,
+    exit: Option<i32>,
+}
+
+/// The receiving ends.
+pub(crate) struct Inputs {
+    pub(crate) events: mpsc::UnboundedReceiver<Event>,
+    pub(crate) brought: mpsc::UnboundedReceiver<Brought>,
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) signals: Signals,
+}
+
+/// What the dispatcher is started with.
+pub(crate) struct Start {
+    pub(crate) context: Arc<Context>,
+    pub(crate) state: State,
+    pub(crate) journal: Option<Journal>,
+    pub(crate) answers: mpsc::UnboundedSender<Event>,
+    pub(crate) brought: mpsc::UnboundedSender<Brought>,
+    pub(crate) view: watch::Sender<Arc<View>>,
+    pub(crate) history: VecDeque<UpdateView>,
+    pub(crate) facts: view::Facts,
+}
+
+pub(crate) use view::{Facts, empty_view};
+
+impl Dispatcher {
+    /// A dispatcher before its first event.
+    pub(crate) fn new(start: Start) -> Self {
+        Self {
+            context: start.context,
+            state: start.state,
+            journal: start.journal,
+            live: HashMap::new(),
+            retired: Vec::new(),
+            roots: HashMap::new(),
+            work: HashMap::new(),
+            task: None,
+            arming: HashMap::new(),
+            prober: None,
+            transcripts: HashMap::new(),
+            timer: None,
+            hold: None,
+            answers: start.answers,
+            brought: start.brought,
+            view: start.view,
+            board: view::Board::new(start.facts),
+            history: start.history,
+            exit: None,
+        }
+    }
+
+    /// Runs until PID 1 is to exit, and says with what status.
+    pub(crate) async fn run(mut self, first: Event, mut inputs: Inputs) -> i32 {
+        self.take(first);
+        loop {
+            if let Some(status) = self.exit {
+                return status;
+            }
+            self.publish();
+            tokio::select! {
+                biased;
+                Some(event) = inputs.events.recv() => self.take(event),
+                Some(brought) = inputs.brought.recv() => self.receive(brought),
+                asked = inputs.signals.next() => self.asked(asked),
+                Some(command) = inputs.commands.recv() => self.command(command),
+            }
+        }
+    }
+
+    /// One event, and whatever follows from it at once.
+    fn take(&mut self, event: Event) {
+        let mut queue = VecDeque::from([event]);
+        while let Some(event) = queue.pop_front() {
+            let before = self.state.phase;
+            tracing::debug!(phase = ?before, ?event, "event");
+            self.heed(&event);
+            let effects = step(&mut self.state, clock::now(), event);
+            // The gap comes first: whatever opens a gate is done before anyone is told of it.
+            for effect in effects {
+                tracing::debug!(?effect, "effect");
+                let durable = matches!(effect, Effect::Record(_) | Effect::Mark(_));
+                match self.perform(effect) {
+                    Some(answer @ Event::NotRecorded { .. }) => {
+                        queue.push_front(answer);
+                        break;
+                    }
+                    Some(answer) if durable => queue.push_front(answer),
+                    Some(answer) => queue.push_back(answer),
+                    None => {}
+                }
+            }
+            self.announce(before);
+        }
+    }
+
+    /// What the loop itself keeps up to date with an event.
+    fn heed(&mut self, event: &Event) {
+        match event {
+            Event::Gone { instance, .. } => {
+                if let Some(live) = self.live.remove(instance) {
+                    self.retired.push(live.kept);
+                }
+            }
+            Event::Exited { instance, status, .. } => {
+                if let Some(live) = self.live.get(instance) {
+                    let what = What::WorkloadExited { generation: live.run.generation, status: *status };
+                    self.context.events.publish(None, what);
+                }
+            }
+            Event::Ready { instance, ready, .. } => {
+                if let Some(live) = self.live.get(instance) {
+                    let what = What::Ready { generation: live.run.generation, ready: *ready };
+                    self.context.events.publish(None, what);
+                }
+                self.let_go();
+            }
+            Event::Proven { .. } => self.let_go(),
+            Event::Unhealthy { message, .. } => {
+                self.context.events.publish(None, What::Warning { message: message.clone() });
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes apart what gone runs leave, on a thread that nobody waits for.
+    fn let_go(&mut self) {
+        if !self.retired.is_empty() {
+            let retired = std::mem::take(&mut self.retired);
+            drop(tokio::task::spawn_blocking(move || drop(retired)));
+        }
+    }
+
+    fn announce(&self, before: Phase) {
+        let (before, now) = (before.name(), self.state.phase.name());
+        if before == now {
+            return;
+        }
+        let id = self.state.attempt.as_ref().map(|attempt| attempt.id);
+        let message = self.phase_message();
+        self.context.events.publish(id, What::Phase { phase: now, message });
+    }
+
+    fn asked(&mut self, asked: Asked) {
+        match asked {
+            Asked::Stop(signal) => self.take(Event::Terminate { signal }),
+            Asked::Forward(signal) => {
+                if let Some(live) = self.state.serving.and_then(|run| self.live.get(&run.instance)) {
+                    live.init.signal(signal);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! Effects, started. What takes time runs elsewhere and answers; what must be durable first is done here.
+//!
+//! In: an effect. Out: an answer, if it is known at once. Must not: block, but for the journal's one write.
+
+use std::{sync::Arc, time::Duration};
+
+use molt_core::{
+    code::Code,
+    ids::{Generation, UpdateId},
+    machine::{Effect, Ended, Event, HookName, Kind, Patience, Phase, Purpose, Run},
+    wire::{Evidence, Outcome, UpdateView, What},
+};
+
+use super::{Brought, Dispatcher, Work};
+use crate::{
+    clock,
+    effects::{Fault, arm, collect, fetch, hook, plan, prove, quiesce, resolve, stage, swap},
+    rootfs,
+    store::history,
+};
+
+/// Lines and bytes of output kept as evidence.
+const EVIDENCE: (usize, usize) = (200, 32 << 10);
+/// Updates shown by `molt history`.
+const HISTORY: usize = 64;
+
+impl Dispatcher {
+    pub(super) fn perform(&mut self, effect: Effect) -> Option<Event> {
+        match effect {
+            Effect::Open(run) => return self.open(run),
+            Effect::Record(slot) => return Some(self.record(&slot)),
+            Effect::Mark(generation) => return self.mark(generation),
+            Effect::Stop(run, patience) => self.stop(run, patience),
+            Effect::Resolve(id) => self.resolve(id),
+            Effect::Plan(id) => return Some(self.plan(id)),
+            Effect::Fetch(id) => self.fetch(id),
+            Effect::Stage { id, as_number } => self.stage(id, as_number),
+            Effect::Arm(run) => self.arm(run),
+            Effect::Disarm(run) => self.disarm(run),
+            Effect::PreStop { id, run } => return self.pre_stop(id, run),
+            Effect::Probe(run, purpose) => self.probe(run, purpose),
+            Effect::Unprobe => {
+                if let Some(prober) = self.prober.take() {
+                    prober.abort();
+                }
+            }
+            Effect::Hook(name, run) => self.hook(name, run),
+            Effect::Cancel(id) => {
+                if let Some((_, task)) = self.task.take_if(|(of, _)| *of == id) {
+                    task.abort();
+                }
+                self.work.remove(&id);
+            }
+            Effect::Wait(ms) => self.wait(ms),
+            Effect::Unwait => {
+                if let Some(timer) = self.timer.take() {
+                    timer.abort();
+                }
+            }
+            Effect::End(ended) => self.end(*ended),
+            Effect::Collect => self.collect(),
+            Effect::Warn(message) => self.warn(message),
+            Effect::Exit(status) => self.exit = Some(status),
+        }
+        None
+    }
+
+    pub(super) fn warn(&self, message: String) {
+        tracing::warn!("{message}");
+        let id = self.state.attempt.as_ref().map(|attempt| attempt.id);
+        self.context.events.publish(id, What::Warning { message });
+    }
+
+    fn record(&mut self, slot: &molt_core::journal::Slot) -> Event {
+        match self.journal.as_mut().map(|journal| journal.record(slot)) {
+            None | Some(Ok(())) => Event::Recorded,
+            Some(Err(error)) => {
+                tracing::error!(%error, "failed to write the journal");
+                Event::NotRecorded { message: format!("failed to {error}") }
+            }
+        }
+    }
+
+    fn mark(&mut self, generation: Generation) -> Option<Event> {
+        let store = self.context.store.as_ref()?;
+        match store.mark(generation) {
+            Ok(()) => None,
+            Err(error) => Some(Event::NotRecorded { message: format!("failed to {error}") }),
+        }
+    }
+
+    fn resolve(&mut self, id: UpdateId) {
+        let Some(image) = self.state.attempt.as_ref().and_then(|attempt| attempt.image.clone()) else { return };
+        let (context, brought) = (Arc::clone(&self.context), self.brought.clone());
+        let task = tokio::spawn(async move {
+            let resolved = resolve::resolve(&context, &image).await.map(Box::new);
+            let _ = brought.send(Brought::Resolved(id, resolved));
+        });
+        self.task = Some((id, task));
+    }
+
+    /// The policy an attempt asks for: its own, the spec's at boot, or the one in force.
+    fn policy_of(&self, attempt: &molt_core::machine::Attempt) -> String {
+        if let Some(policy) = &attempt.policy {
+            return policy.clone();
+        }
+        if attempt.kind == Kind::Boot || attempt.spec.is_some() {
+            return self.context.policy.clone();
+        }
+        let store = self.context.store.as_ref();
+        let in_force = self.state.serving.map(|run| run.generation).or(self.state.slot.confirmed);
+        store.zip(in_force).and_then(|(store, generation)| store.policy(generation).ok()).unwrap_or_else(|| self.context.policy.clone())
+    }
+
+    fn plan(&mut self, id: UpdateId) -> Event {
+        match self.planned(id) {
+            Ok(noop) => Event::Planned { id, noop },
+            Err(fault) => failed(id, fault),
+        }
+    }
+
+    fn planned(&mut self, id: UpdateId) -> Result<bool, Fault> {
+        let gone = || Fault::new(Code::Internal, "the attempt is gone");
+        let attempt = self.state.attempt.clone().ok_or_else(gone)?;
+        let image = attempt.image.clone().ok_or_else(gone)?;
+        let policy = self.policy_of(&attempt);
+        let work = self.work.get_mut(&id).ok_or_else(gone)?;
+        let resolved = work.resolved.as_ref().ok_or_else(gone)?;
+        let draft = plan::draft(&self.context, &image, resolved, &policy)?;
+        for message in &draft.warnings {
+            self.context.events.publish(Some(id), What::Warning { message: message.clone() });
+        }
+        plan::refuse_bad(&self.state.slot, &draft.record, attempt.force)?;
+        let record = &draft.record;
+        let noop = self.state.serving.and_then(|run| self.state.known.get(&run.generation)).is_some_and(|now| {
+            now.same_triple(record.digest, record.policy_digest, record.settings_digest)
+        });
+        if !noop {
+            plan::view(&self.context, resolved, &draft, noop)?;
+        }
+        work.draft = Some(draft);
+        Ok(noop)
+    }
+
+    fn fetch(&mut self, id: UpdateId) {
+        let Some(resolved) = self.work.get(&id).and_then(|work| work.resolved.clone()) else { return };
+        let (context, brought) = (Arc::clone(&self.context), self.brought.clone());
+        let task = tokio::spawn(async move {
+            let layers = fetch::fetch(&context, id, &resolved).await;
+            let _ = brought.send(Brought::Fetched(id, layers));
+        });
+        self.task = Some((id, task));
+    }
+
+    /// What effects bring that is more than an event.
+    pub(super) fn receive(&mut self, brought: Brought) {
+        match brought {
+            Brought::Resolved(id, Ok(resolved)) => {
+                self.work.insert(id, Work { resolved: Some(resolved), ..Work::default() });
+                self.take(Event::Resolved { id });
+            }
+            Brought::Fetched(id, Ok(layers)) => {
+                if let Some(work) = self.work.get_mut(&id) {
+                    work.layers = layers;
+                }
+                self.take(Event::Fetched { id });
+            }
+            Brought::Resolved(id, Err(fault)) | Brought::Fetched(id, Err(fault)) => self.take(failed(id, fault)),
+            Brought::Armed(run, result) => {
+                self.arming.remove(&run.instance);
+                let result = match result {
+                    // Nobody waits for it any more: dropping it closes its gate.
+                    Ok(_) if self.state.standby != Some(run) => return,
+                    Ok(live) => {
+                        self.live.insert(run.instance, *live);
+                        Ok(())
+                    }
+                    Err(fault) => Err(fault),
+                };
+                self.take(arm::answer(run, &result));
+            }
+            Brought::Forget(id) => {
+                self.work.remove(&id);
+            }
+        }
+    }
+
+    fn stage(&mut self, id: UpdateId, number: Generation) {
+        let Some(work) = self.work.remove(&id) else { return };
+        let Some(draft) = work.draft else { return };
+        let (context, answers, layers) = (Arc::clone(&self.context), self.answers.clone(), work.layers);
+        let before = self.context.spec.hooks.pre_stage.clone().zip(self.serving_init());
+        let env = hook::environment("preStage", self.state.attempt.as_ref());
+        let task = tokio::spawn(async move {
+            if let Some((hook, init)) = before
+                && let Err(why) = hook::run(&hook, &init, env).await
+            {
+                let fault = Fault::new(Code::HookFailed, format!("the preStage hook failed: {why}"));
+                let _ = answers.send(failed(id, fault));
+                return;
+            }
+            let event = match stage::stage(&context, draft, layers, number).await {
+                Ok(record) => Event::Staged { id, record: Box::new(record) },
+                Err(fault) => failed(id, fault),
+            };
+            let _ = answers.send(event);
+        });
+        self.task = Some((id, task));
+    }
+
+    /// The root of a generation, shared by all its runs.
+    fn root(&mut self, generation: Generation) -> Result<Arc<rootfs::Rootfs>, Fault> {
+        if let Some(root) = self.roots.get(&generation).and_then(std::sync::Weak::upgrade) {
+            return Ok(root);
+        }
+        let missing = || Fault::new(Code::NothingToRollBackTo, format!("generation {generation} is not in the store"));
+        let record = self.state.known.get(&generation).ok_or_else(missing)?;
+        let root = rootfs::mount(self.context.store.as_deref(), &self.context.parts, record)?;
+        self.roots.insert(generation, Arc::downgrade(&root));
+        Ok(root)
+    }
+
+    fn arm(&mut self, run: Run) {
+        let order = self.order(run);
+        let (context, answers, brought) = (Arc::clone(&self.context), self.answers.clone(), self.brought.clone());
+        let task = tokio::spawn(async move {
+            let result = match order {
+                Ok(order) => arm::arm(&context, order, answers).await,
+                Err(fault) => Err(fault),
+            };
+            let _ = brought.send(Brought::Armed(run, result.map(Box::new)));
+        });
+        self.arming.insert(run.instance, task);
+    }
+
+    fn order(&mut self, run: Run) -> Result<arm::Order, Fault> {
+        let generation = run.generation;
+        let missing = || Fault::new(Code::NothingToRollBackTo, format!("generation {generation} is not in the store"));
+        let record = self.state.known.get(&generation).cloned().ok_or_else(missing)?;
+        let policy = match &self.context.store {
+            Some(store) if generation != Generation(0) => store.policy(generation)?,
+            _ => self.context.policy.clone(),
+        };
+        // Going back, and starting what ran before, is never a widening.
+        let compared = self.state.phase == Phase::Arming
+            && self.state.attempt.as_ref().is_some_and(|attempt| {
+                attempt.kind == Kind::Update && !attempt.allow_wider && !self.context.spec.update.allow_wider
+            });
+        let in_force = self.state.serving.filter(|_| compared).and_then(|run| self.live.get(&run.instance));
+        let in_force = in_force.map(|live| arm::InForce {
+            policy_digest: live.record.policy_digest,
+            confinement: live.confinement.clone(),
+            report: live.report.clone(),
+        });
+        Ok(arm::Order { run, record, policy, rootfs: self.root(generation)?, in_force })
+    }
+
+    fn disarm(&mut self, run: Run) {
+        if let Some(task) = self.arming.remove(&run.instance) {
+            task.abort();
+        }
+        if let Some(live) = self.live.remove(&run.instance) {
+            live.init.kill();
+            drop(tokio::task::spawn_blocking(move || drop(live)));
+        }
+    }
+
+    fn pre_stop(&mut self, id: UpdateId, run: Run) -> Option<Event> {
+        let Some(hook) = self.context.spec.hooks.pre_stop.clone() else { return Some(Event::PreStopDone { id }) };
+        let init = Arc::clone(&self.live.get(&run.instance)?.init);
+        let env = hook::environment("preStop", self.state.attempt.as_ref());
+        let answers = self.answers.clone();
+        let task = tokio::spawn(async move {
+            let event = match hook::run(&hook, &init, env).await {
+                Ok(()) => Event::PreStopDone { id },
+                Err(why) => failed(id, Fault::new(Code::HookFailed, format!("the preStop hook failed: {why}"))),
+            };
+            let _ = answers.send(event);
+        });
+        self.task = Some((id, task));
+        None
+    }
+
+    fn stop(&mut self, run: Run, patience: Patience) {
+        let Some(live) = self.live.get(&run.instance) else { return };
+        let init = Arc::clone(&live.init);
+        let grace = self.context.spec.workload.stop_grace_period.as_duration();
+        let signal = live.record.program.stop_signal;
+        let answers = self.answers.clone();
+        if patience == Patience::Kill {
+            init.kill();
+        }
+        drop(tokio::spawn(quiesce::stop(init, run, signal, grace, patience, answers)));
+    }
+
+    fn open(&mut self, run: Run) -> Option<Event> {
+        let live = self.live.get_mut(&run.instance)?;
+        let program = live.record.program.argv.first().cloned().unwrap_or_default();
+        let pipe = match live.open() {
+            Ok(Some(pipe)) => crate::watch::readable(pipe).ok(),
+            Ok(None) => None,
+            Err(error) => {
+                let message = format!("failed to open the gate: {error}");
+                return Some(Event::NotExeced { instance: run.instance, message });
+            }
+        };
+        let Some(pipe) = pipe else {
+            return Some(Event::NotExeced { instance: run.instance, message: "the gate was open already".to_owned() });
+        };
+        drop(tokio::spawn(swap::swap(pipe, run, program, self.answers.clone())));
+        None
+    }
+
+    fn probe(&mut self, run: Run, purpose: Purpose) {
+        if let Some(prober) = self.prober.take() {
+            prober.abort();
+        }
+        let Some(live) = self.live.get(&run.instance) else { return };
+        let prover = prove::Prover {
+            run,
+            init: Arc::clone(&live.init),
+            said: live.said.clone(),
+            health: self.context.spec.health.clone(),
+            transcript: self.transcripts.entry(run.instance).or_default().clone(),
+            answers: self.answers.clone(),
+        };
+        self.prober = Some(tokio::spawn(prover.prove(purpose)));
+    }
+
+    fn serving_init(&self) -> Option<Arc<crate::workload::run::Init>> {
+        let run = self.state.serving?;
+        self.live.get(&run.instance).map(|live| Arc::clone(&live.init))
+    }
+
+    fn hook(&mut self, name: HookName, run: Run) {
+        let hooks = &self.context.spec.hooks;
+        let (hook, text) = match name {
+            HookName::PostStart => (&hooks.post_start, "postStart"),
+            HookName::PostConfirm => (&hooks.post_confirm, "postConfirm"),
+            HookName::OnRollback => (&hooks.on_rollback, "onRollback"),
+        };
+        let (Some(hook), Some(live)) = (hook.clone(), self.live.get(&run.instance)) else { return };
+        let (init, events) = (Arc::clone(&live.init), self.context.events.clone());
+        let env = hook::environment(text, self.state.attempt.as_ref());
+        let id = self.state.attempt.as_ref().map(|attempt| attempt.id);
+        drop(tokio::spawn(async move {
+            if let Err(why) = hook::run(&hook, &init, env).await {
+                events.publish(id, What::Warning { message: format!("the {text} hook failed: {why}") });
+            }
+        }));
+    }
+
+    fn wait(&mut self, ms: u64) {
+        if let Some(timer) = self.timer.take() {
+            timer.abort();
+        }
+        let answers = self.answers.clone();
+        self.timer = Some(tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            let _ = answers.send(Event::Waited);
+        }));
+    }
+
+    fn end(&mut self, ended: Ended) {
+        let Ended { attempt, outcome, reason, message } = ended;
+        self.work.remove(&attempt.id);
+        let failed = matches!(outcome, Outcome::RolledBack | Outcome::Degraded | Outcome::Aborted);
+        let evidence = attempt.to.filter(|_| failed).map(|generation| self.evidence(generation, attempt.exit_status));
+        let micros = |ns: Option<u64>| ns.map(|ns| ns / 1000);
+        let view = UpdateView {
+            id: attempt.id,
+            kind: attempt.kind.as_str().to_owned(),
+            image: attempt.image,
+            from: attempt.from,
+            to: attempt.to,
+            outcome: Some(outcome),
+            reason,
+            message,
+            downtime_us: micros(attempt.downtime_ns),
+            unready_us: micros(attempt.unready_ns),
+            by: attempt.by,
+            note: attempt.note,
+            started: clock::text(attempt.started_ms),
+            ended: Some(crate::observe::log::now()),
+            evidence,
+        };
+        tracing::info!(id = %view.id, outcome = ?outcome, downtime_us = view.downtime_us, "{}: {}", view.kind, view.message);
+        if let Some(store) = self.context.store.clone() {
+            let record = view.clone();
+            drop(tokio::task::spawn_blocking(move || {
+                if let Err(error) = history::append(&store.dir, &record) {
+                    tracing::warn!(%error, "failed to write the history");
+                }
+            }));
+        }
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back(view.clone());
+        self.context.events.publish(Some(view.id), What::Outcome { result: Box::new(view) });
+    }
+
+    fn evidence(&self, generation: Generation, exit_status: Option<i32>) -> Evidence {
+        let instance = self.live.values().filter(|live| live.run.generation == generation).map(|live| live.run.instance).max();
+        let instance = instance.or_else(|| self.transcripts.keys().copied().max());
+        let probes = instance.and_then(|instance| self.transcripts.get(&instance)).map(prove::Transcript::lines);
+        Evidence {
+            output: self.context.output.tail(generation, EVIDENCE.0, EVIDENCE.1),
+            probes: probes.unwrap_or_default(),
+            exit_status,
+        }
+    }
+
+    /// What may not be removed.
+    pub(super) fn pinned(&self) -> std::collections::BTreeSet<Generation> {
+        let slot = &self.state.slot;
+        let attempt = self.state.attempt.as_ref();
+        [slot.confirmed, slot.previous, slot.trial.as_ref().map(|trial| trial.generation)]
+            .into_iter()
+            .chain([attempt.and_then(|attempt| attempt.to), attempt.and_then(|attempt| attempt.from)])
+            .chain([self.state.serving, self.state.standby].map(|run| run.map(|run| run.generation)))
+            .flatten()
+            .collect()
+    }
+
+    fn collect(&mut self) {
+        let keep_instances: Vec<u64> = self.live.keys().copied().collect();
+        self.transcripts.retain(|instance, _| keep_instances.contains(instance));
+        self.roots.retain(|_, root| root.strong_count() > 0);
+        let Some(store) = self.context.store.clone() else { return };
+        let (known, pinned) = (self.state.known.clone(), self.pinned());
+        let keep = usize::try_from(self.context.spec.update.keep).unwrap_or(usize::MAX);
+        let answers = self.answers.clone();
+        drop(tokio::task::spawn_blocking(move || match collect::collect(&store, &known, &pinned, keep) {
+            Ok((_, known)) => {
+                let _ = answers.send(Event::Collected { known });
+            }
+            Err(fault) => tracing::warn!("failed to clean up the store: {}", fault.message),
+        }));
+    }
+}
+
+fn failed(id: UpdateId, fault: Fault) -> Event {
+    let refused = fault.refused();
+    Event::Failed { id, code: fault.code, message: fault.message, refused }
+}

@@ -1,0 +1,268 @@
+//! The snapshot that everyone else reads.
+//!
+//! In: the machine's state. Out: a [`View`], replaced when it changes. Must not: be made in the gap.
+
+use std::{collections::HashMap, sync::Arc};
+
+use molt_core::{
+    ids::Generation,
+    machine::{Attempt, Back, Phase, State},
+    wire::{
+        API_VERSION, BadView, Condition, Document, GenerationView, HoldView, Metadata, Outcome, PhaseName, Status,
+        UpdateView, WorkloadView,
+    },
+};
+
+use super::Dispatcher;
+use crate::{clock, command::View};
+
+/// Facts of this start that conditions speak of.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Facts {
+    /// Why generations or state would not survive the container; empty when they do.
+    pub(crate) not_durable: Vec<String>,
+    /// The journal was damaged, and what was done about it.
+    pub(crate) journal_reset: Option<String>,
+}
+
+/// What conditions looked like last.
+#[derive(Debug)]
+pub(super) struct Board {
+    facts: Facts,
+    since: HashMap<&'static str, (String, String)>,
+    last: Option<Key>,
+}
+
+/// What a snapshot is made from, cheap to compare.
+#[derive(Debug, PartialEq, Clone)]
+struct Key {
+    state: State,
+    said: Option<String>,
+    updates: usize,
+    hold: bool,
+}
+
+impl Board {
+    pub(super) fn new(facts: Facts) -> Self {
+        Self { facts, since: HashMap::new(), last: None }
+    }
+
+    fn condition(&mut self, name: &'static str, yes: bool, reason: &str, message: String) -> Condition {
+        let status = if yes { "True" } else { "False" };
+        let entry = self.since.entry(name).or_insert_with(|| (String::new(), String::new()));
+        if entry.0 != status {
+            *entry = (status.to_owned(), crate::observe::log::now());
+        }
+        Condition {
+            r#type: name.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            last_transition_time: entry.1.clone(),
+        }
+    }
+}
+
+/// The snapshot before the first event.
+pub(crate) fn empty_view(name: &str, spec: serde_json::Value) -> Arc<View> {
+    let status = Status {
+        observed_generation: 1,
+        phase: PhaseName::Idle,
+        update: None,
+        conditions: Vec::new(),
+        confirmed: None,
+        trial: None,
+        previous: None,
+        staged: None,
+        bad: Vec::new(),
+        last_update: None,
+        workload: WorkloadView::default(),
+        confinement: None,
+        degraded: Vec::new(),
+        hold: None,
+        molt_version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let document = Document {
+        api_version: API_VERSION.to_owned(),
+        kind: "Sandbox".to_owned(),
+        metadata: Metadata { name: name.to_owned() },
+        spec,
+        status,
+    };
+    Arc::new(View { document, generations: Vec::new(), updates: Vec::new() })
+}
+
+impl Dispatcher {
+    /// Publishes a new snapshot if anything in it changed, except between the signal and the exec.
+    pub(super) fn publish(&mut self) {
+        let gap = matches!(
+            self.state.phase,
+            Phase::Quiescing | Phase::Swapping | Phase::RollingBack(Back::Stopping | Back::Opening)
+        );
+        let key = Key {
+            state: self.state.clone(),
+            said: self.serving().and_then(|live| live.said.borrow().status.clone()),
+            updates: self.history.len() + self.history.back().map_or(0, |view| usize::try_from(view.id.0).unwrap_or(0)),
+            hold: self.hold.is_some(),
+        };
+        if gap || self.board.last.as_ref() == Some(&key) {
+            return;
+        }
+        self.board.last = Some(key);
+        let view = self.snapshot();
+        self.view.send_replace(Arc::new(view));
+    }
+
+    fn serving(&self) -> Option<&crate::workload::run::Live> {
+        self.state.serving.and_then(|run| self.live.get(&run.instance))
+    }
+
+    fn snapshot(&mut self) -> View {
+        let old = self.view.borrow().clone();
+        let shown = |generation: Option<Generation>| -> Option<GenerationView> {
+            generation.and_then(|generation| self.state.known.get(&generation)).map(molt_core::generation::Record::view)
+        };
+        let slot = &self.state.slot;
+        let trial = slot.trial.as_ref().map(|trial| trial.generation);
+        let staged = self.state.attempt.as_ref().filter(|_| self.state.phase == Phase::Held).and_then(|a| a.to);
+        let bad = slot.bad.iter().map(|bad| BadView {
+            digest: bad.digest,
+            update: bad.update,
+            reason: bad.reason,
+            since: clock::text(bad.since_ms),
+        });
+        let bad: Vec<BadView> = bad.collect();
+        let (confirmed, trial, previous, staged) = (shown(slot.confirmed), shown(trial), shown(slot.previous), shown(staged));
+        let update = self.state.attempt.as_ref().map(|attempt| self.under_way(attempt));
+        let live = self.serving();
+        let confinement = live.map(|live| live.report.clone());
+        let workload = WorkloadView {
+            running: live.is_some(),
+            ready: self.state.ready,
+            generation: self.state.serving.map(|run| run.generation),
+            restarts: self.state.restarts.into(),
+            message: live.and_then(|live| live.said.borrow().status.clone()),
+        };
+        let default_identity = live.is_some_and(|live| live.default_identity);
+        let as_root = live.is_some_and(|live| live.report.uid == 0);
+        let degraded = confinement.as_ref().map(|report| report.degraded.clone()).unwrap_or_default();
+        let conditions = self.conditions(&degraded, default_identity, as_root);
+        let hold = self.hold.as_ref().filter(|_| self.state.hold).map(|hold| HoldView {
+            by: hold.by.clone(),
+            reason: hold.reason.clone(),
+            ttl_ms: u64::try_from(hold.until.saturating_duration_since(std::time::Instant::now()).as_millis()).unwrap_or(0),
+        });
+        let mut updates: Vec<UpdateView> = self.history.iter().cloned().collect();
+        updates.extend(update.clone());
+        updates.extend(self.state.queued.as_ref().map(|attempt| self.under_way(attempt)));
+        let status = Status {
+            observed_generation: 1,
+            phase: self.state.phase.name(),
+            update,
+            conditions,
+            confirmed,
+            trial,
+            previous,
+            staged,
+            bad,
+            last_update: self.history.iter().rev().find(|view| view.kind != "boot").cloned(),
+            workload,
+            confinement,
+            degraded,
+            hold,
+            molt_version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        View {
+            document: Document { status, ..old.document.clone() },
+            generations: self.state.known.values().map(molt_core::generation::Record::view).collect(),
+            updates,
+        }
+    }
+
+    fn under_way(&self, attempt: &Attempt) -> UpdateView {
+        UpdateView {
+            id: attempt.id,
+            kind: attempt.kind.as_str().to_owned(),
+            image: attempt.image.clone(),
+            from: attempt.from,
+            to: attempt.to,
+            outcome: None::<Outcome>,
+            reason: None,
+            message: self.phase_message(),
+            downtime_us: attempt.downtime_ns.map(|ns| ns / 1000),
+            unready_us: attempt.unready_ns.map(|ns| ns / 1000),
+            by: attempt.by.clone(),
+            note: attempt.note.clone(),
+            started: clock::text(attempt.started_ms),
+            ended: None,
+            evidence: None,
+        }
+    }
+
+    fn conditions(&mut self, degraded: &[String], default_identity: bool, as_root: bool) -> Vec<Condition> {
+        let state = &self.state;
+        let (ready, idle, phase) = (state.ready, state.phase.name() == PhaseName::Idle, state.phase);
+        let facts = self.board.facts.clone();
+        let board = &mut self.board;
+        let mut all = vec![
+            board.condition("Ready", ready, if ready { "Ready" } else { "NotReady" }, String::new()),
+            board.condition("Progressing", !idle, if idle { "Idle" } else { "Update" }, phase.name().to_string()),
+            board.condition(
+                "Durable",
+                facts.not_durable.is_empty(),
+                if facts.not_durable.is_empty() { "Durable" } else { "NotDurable" },
+                facts.not_durable.join("; "),
+            ),
+            board.condition(
+                "Degraded",
+                phase == Phase::Degraded,
+                if phase == Phase::Degraded { "BothFailed" } else { "Healthy" },
+                String::new(),
+            ),
+            board.condition(
+                "Confined",
+                degraded.is_empty(),
+                if degraded.is_empty() { "FullyEnforced" } else { "PartlyEnforced" },
+                degraded.join("; "),
+            ),
+        ];
+        if default_identity {
+            let message = "no user is named by policy, spec or image, and the image has no user `sandbox`: it runs as 65532";
+            all.push(board.condition("DefaultIdentity", true, "NobodyNamed", message.to_owned()));
+        }
+        if as_root {
+            let message = "the workload is user 0 (workload.allowRoot), without a capability";
+            all.push(board.condition("RunsAsRoot", true, "AllowRoot", message.to_owned()));
+        }
+        if let Some(message) = facts.journal_reset {
+            all.push(board.condition("JournalReset", true, "JournalUnreadable", message));
+        }
+        all
+    }
+
+    /// What is being done, in words.
+    pub(super) fn phase_message(&self) -> String {
+        let attempt = self.state.attempt.as_ref();
+        let image = attempt.and_then(|attempt| attempt.image.as_ref()).map(ToString::to_string).unwrap_or_default();
+        let to = attempt.and_then(|attempt| attempt.to).map(|to| format!("generation {to}")).unwrap_or_default();
+        match self.state.phase.name() {
+            PhaseName::Idle => String::new(),
+            PhaseName::Resolving => format!("resolving {image}"),
+            PhaseName::Planning => format!("planning {image}"),
+            PhaseName::Fetching => format!("fetching {image}"),
+            PhaseName::Staging => format!("staging {image}"),
+            PhaseName::Arming => format!("arming {to}"),
+            PhaseName::Held if self.state.hold => format!("{to} is staged; updates are held"),
+            PhaseName::Held => format!("{to} is staged; `molt apply` starts it"),
+            PhaseName::Quiescing => "stopping the old workload".to_owned(),
+            PhaseName::Swapping => format!("starting {to}"),
+            PhaseName::Proving => format!("{to} must prove itself; the old one is kept"),
+            PhaseName::Confirming => format!("confirming {to}"),
+            PhaseName::RollingBack => {
+                let why = attempt.and_then(|attempt| attempt.failure.as_ref()).map_or("", |(_, why)| why.as_str());
+                format!("rolling back: {why}")
+            }
+            PhaseName::Degraded => "neither version is healthy; the confirmed one is tried again".to_owned(),
+        }
+    }
+}

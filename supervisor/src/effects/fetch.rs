@@ -1,0 +1,85 @@
+//! `Fetching`: the layers that are not in the store yet.
+//!
+//! In: a resolved image. Out: layer names, top first; progress events. Must not: leave anything behind on failure.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use molt_core::{
+    code::Code,
+    generation::LayerName,
+    ids::{Digest, UpdateId},
+    wire::What,
+};
+use molt_oci::{LayerState, Progress, Resolved};
+
+use super::{Context, Fault};
+
+/// Fetches what is missing, and keeps manifest and config.
+pub(crate) async fn fetch(context: &Context, id: UpdateId, resolved: &Resolved) -> Result<Vec<LayerName>, Fault> {
+    let Some(store) = context.store.as_ref() else {
+        return Err(Fault::new(Code::StoreUnusable, "there is no usable store; see condition Durable"));
+    };
+    let progress = Teller {
+        events: context.events.clone(),
+        id,
+        layers: resolved.layers.len(),
+        told: Arc::new(Mutex::new(vec![None; resolved.layers.len()])),
+    };
+    let deadline = context.spec.update.pull_deadline.as_duration();
+    let fetched = tokio::time::timeout(deadline, context.client.fetch(resolved, &store.content, &progress))
+        .await
+        .map_err(|_| {
+            let message = format!("the layers were not there after {} s (update.pullDeadline)", deadline.as_secs());
+            Fault::new(Code::DeadlineExceeded, message)
+        })??;
+    // Unpacking is done: its buffers go back to the kernel.
+    molt_sys::memory::trim();
+    let name = |layer: &molt_oci::LayerId| LayerName { diff_id: layer.diff_id(), folder: layer.to_string() };
+    Ok(fetched.layers.iter().rev().map(name).collect())
+}
+
+/// Tells about each layer: every change of state, and bytes at most ten times a second.
+#[derive(Debug)]
+struct Teller {
+    events: crate::observe::events::EventLog,
+    id: UpdateId,
+    layers: usize,
+    told: Arc<Mutex<Vec<Option<(LayerState, Instant)>>>>,
+}
+
+const EVERY: Duration = Duration::from_millis(100);
+
+impl Progress for Teller {
+    fn layer(&self, index: usize, digest: &Digest, done: u64, total: u64, state: LayerState) {
+        let now = Instant::now();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(last) = told.get_mut(index) else { return };
+        if last.is_some_and(|(before, at)| before == state && now.duration_since(at) < EVERY && done < total) {
+            return;
+        }
+        *last = Some((state, now));
+        drop(told);
+        let state = match state {
+            LayerState::Present => "present",
+            LayerState::Fetching => "fetching",
+            LayerState::Done => "done",
+        };
+        let what = What::Progress {
+            layer: index,
+            layers: self.layers,
+            digest: *digest,
+            done,
+            total,
+            state: state.to_owned(),
+        };
+        self.events.publish(Some(self.id), what);
+    }
+
+    fn retry(&self, what: &str, after: Duration, error: &str) {
+        let message = format!("{what}: {error}; tried again in {:.1} s", after.as_secs_f64());
+        self.events.publish(Some(self.id), What::Warning { message });
+    }
+}

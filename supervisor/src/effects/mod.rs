@@ -1,0 +1,119 @@
+//! What the machine's effects really do, one verb a file.
+//!
+//! In: a [`Context`] and the arguments of one effect. Out: one event. Must not: decide what happens next.
+
+pub(crate) mod arm;
+pub(crate) mod collect;
+pub(crate) mod fetch;
+pub(crate) mod hook;
+pub(crate) mod plan;
+pub(crate) mod prove;
+pub(crate) mod quiesce;
+pub(crate) mod resolve;
+pub(crate) mod stage;
+pub(crate) mod swap;
+
+use std::{path::PathBuf, sync::Arc};
+
+use molt_core::{code::Code, machine::Event, spec::Spec};
+use tokio::sync::mpsc;
+
+use crate::{
+    observe::{events::EventLog, output::OutputRing},
+    rootfs::Parts,
+    store::Store,
+    workload::shim::Shim,
+};
+
+/// Where effects send their answers.
+pub(crate) type Answers = mpsc::UnboundedSender<Event>;
+
+/// What every effect may use. Nothing in it changes after boot.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// The spec in force.
+    pub(crate) spec: Spec,
+    /// Policy of the spec, as text: empty for the default, `unconfined`, or YAML.
+    pub(crate) policy: String,
+    /// The store, if there is one.
+    pub(crate) store: Option<Arc<Store>>,
+    /// Mounts held since boot.
+    pub(crate) parts: Arc<Parts>,
+    /// The shim.
+    pub(crate) shim: Shim,
+    /// Registries and layouts.
+    pub(crate) client: molt_oci::Client,
+    /// Root-only folder for sockets that are bound into generations.
+    pub(crate) run: PathBuf,
+    /// Events.
+    pub(crate) events: EventLog,
+    /// Output.
+    pub(crate) output: OutputRing,
+    /// Landlock ABI of the kernel; 0 where there is none.
+    pub(crate) kernel_abi: u32,
+    /// PID 1's user namespace maps few ids: others need one of their own.
+    pub(crate) mapped: crate::preflight::IdMap,
+    /// How `/proc` is had.
+    pub(crate) proc: molt_core::launch::ProcMode,
+}
+
+/// Why an effect failed.
+#[derive(Debug, Clone)]
+pub(crate) struct Fault {
+    /// Stable code.
+    pub(crate) code: Code,
+    /// For people.
+    pub(crate) message: String,
+}
+
+impl Fault {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// Whether it is a refusal by rule (exit status 6) rather than a failure (1).
+    pub(crate) fn refused(&self) -> bool {
+        matches!(
+            self.code,
+            Code::Invalid
+                | Code::KnownBad
+                | Code::NoSpace
+                | Code::NothingToRollBackTo
+                | Code::PolicyWider
+                | Code::SignatureRefused
+                | Code::WrongPlatform
+        )
+    }
+}
+
+/// An error with everything under it, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let more = inner.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = inner.source();
+    }
+    text
+}
+
+impl From<molt_oci::Error> for Fault {
+    fn from(error: molt_oci::Error) -> Self {
+        Self::new(error.code(), format!("failed to {}", chain(&error)))
+    }
+}
+
+impl From<crate::rootfs::RootError> for Fault {
+    fn from(error: crate::rootfs::RootError) -> Self {
+        Self::new(error.code, format!("failed to {error}"))
+    }
+}
+
+impl From<crate::store::StoreError> for Fault {
+    fn from(error: crate::store::StoreError) -> Self {
+        Self::new(Code::StoreUnusable, format!("failed to {}", chain(&error)))
+    }
+}

@@ -1,0 +1,140 @@
+//! Putting a generation's root together, as detached mounts: overlay, carried mounts, state.
+//!
+//! In: layer folders and the generation's upper, by descriptor; PID 1's own mounts. Out: one tree, by descriptor, which
+//! no path leads to. Must not: resolve a path of an image except in-root; mount anything where PID 1 itself would see it
+//! (before Linux 6.15 apart, see `compat`).
+
+pub(crate) mod carry;
+mod compat;
+mod overlay;
+pub(crate) mod place;
+pub(crate) mod users;
+
+use std::{
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use molt_core::{code::Code, generation::Record};
+use molt_sys::mount::{Attributes, Propagation, set_attributes};
+use rustix::{
+    fs::CWD,
+    io::Errno,
+    mount::{OpenTreeFlags, open_tree},
+};
+
+use crate::store::Store;
+
+/// Why a root could not be put together.
+#[derive(Debug, thiserror::Error)]
+#[error("{step} {about}: {why}")]
+pub(crate) struct RootError {
+    /// Which step.
+    pub(crate) step: &'static str,
+    /// What it was about.
+    pub(crate) about: String,
+    /// The kernel's answer, or ours.
+    pub(crate) why: String,
+    /// Stable code.
+    pub(crate) code: Code,
+}
+
+impl RootError {
+    pub(crate) fn new(step: &'static str, about: impl Into<String>, why: impl ToString, code: Code) -> Self {
+        Self { step, about: about.into(), why: why.to_string(), code }
+    }
+}
+
+/// The overlay (or bind) that is a generation's root, before anything is mounted on it. As long as it is held, the last
+/// process of the generation can end without the file system below being flushed.
+#[derive(Debug)]
+pub(crate) struct Rootfs {
+    mount: OwnedFd,
+    anchor: Option<compat::Anchor>,
+}
+
+/// One kept folder.
+#[derive(Debug)]
+pub(crate) struct StateMount {
+    /// Where it is shown.
+    pub(crate) path: String,
+    /// PID 1's own mount of it, held since boot.
+    pub(crate) source: OwnedFd,
+}
+
+/// What every generation's root is made of, held since boot.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    /// Kept folders.
+    pub(crate) state: Vec<StateMount>,
+    /// Carried mounts, outer before inner.
+    pub(crate) carried: Vec<carry::Carried>,
+    /// PID 1's root, for generation 0.
+    pub(crate) own_root: OwnedFd,
+    /// Folder below which mounts are anchored on kernels that need it.
+    pub(crate) anchors: PathBuf,
+}
+
+/// A tree with everything attached that this kernel lets PID 1 attach.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    /// The detached root mount.
+    pub(crate) root: OwnedFd,
+    /// What the init must attach itself: target and mount.
+    pub(crate) late: Vec<(String, OwnedFd)>,
+}
+
+/// Mounts the overlay of `record`: its layers, and its own upper folder.
+pub(crate) fn mount(store: Option<&Store>, parts: &Parts, record: &Record) -> Result<Arc<Rootfs>, RootError> {
+    let Some(store) = store else {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let mount = open_tree(&parts.own_root, "", flags)
+            .map_err(|errno| RootError::new("clone", "the container's root", errno, Code::Unsupported))?;
+        return Ok(Arc::new(Rootfs { mount, anchor: None }));
+    };
+    let mount = overlay::mount(store, parts, record)?;
+    let (mount, anchor) = compat::anchor(mount, &parts.anchors, record.generation)?;
+    Ok(Arc::new(Rootfs { mount, anchor }))
+}
+
+impl Rootfs {
+    /// A fresh tree on this root: carried mounts and state attached.
+    pub(crate) fn tree(&self, parts: &Parts) -> Result<Tree, RootError> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let root = match &self.anchor {
+            Some(anchor) => open_tree(CWD, anchor.path(), flags & !OpenTreeFlags::AT_EMPTY_PATH),
+            None => open_tree(&self.mount, "", flags),
+        };
+        let root = root.map_err(|errno| RootError::new("clone", "the generation's root", errno, Code::Internal))?;
+        let mut late = Vec::new();
+        for carried in &parts.carried {
+            let target = place::for_carried(&root, &carried.path, carried.kind)?;
+            let mount = carried.clone_mount()?;
+            compat::attach(mount, &target, &carried.path, &mut late)?;
+        }
+        for state in &parts.state {
+            let target = place::for_state(&root, &state.path)?;
+            let mount = clone_state(state)?;
+            compat::attach(mount, &target, &state.path, &mut late)?;
+        }
+        Ok(Tree { root, late })
+    }
+
+    /// The root itself, to look things up in before it runs.
+    pub(crate) fn look(&self) -> &OwnedFd {
+        &self.mount
+    }
+}
+
+fn clone_state(state: &StateMount) -> Result<OwnedFd, RootError> {
+    let fail = |step, errno: Errno| RootError::new(step, &state.path, errno, Code::StateUnmountable);
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    let mount = open_tree(&state.source, "", flags).map_err(|errno| fail("clone the mount of", errno))?;
+    set_attributes(&mount, Attributes::NOSUID.and(Attributes::NODEV), Propagation::Slave)
+        .map_err(|error| fail("set nosuid,nodev on", error.errno))?;
+    Ok(mount)
+}

@@ -1,0 +1,98 @@
+//! The overlay mount of one generation.
+//!
+//! In: layer folders top first, upper and work folder, all by descriptor. Out: a detached mount, nosuid,nodev. Must not:
+//! follow redirects or metacopy marks, which a hostile layer could carry.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use molt_core::{code::Code, generation::Record, ids::Generation};
+use molt_oci::XattrNamespace;
+use rustix::{
+    fs::{Mode, OFlags, mkdirat, openat},
+    io::Errno,
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag,
+        fsconfig_set_string, fsmount, fsopen,
+    },
+};
+
+use super::{Parts, RootError, compat};
+use crate::store::Store;
+
+/// Mounts it.
+pub(super) fn mount(store: &Store, parts: &Parts, record: &Record) -> Result<OwnedFd, RootError> {
+    let number = record.generation;
+    let fail = |step, why: String, code| RootError::new(step, format!("generation {number}"), why, code);
+    let folder = store.folder(number).map_err(|error| fail("open", error.to_string(), Code::StoreUnusable))?;
+    let mut lowers: Vec<OwnedFd> = Vec::new();
+    if number == Generation(0) {
+        lowers.push(compat::own_root(parts)?);
+    }
+    for layer in &record.layers {
+        let id = layer.folder.parse().map_err(|error| fail("find", format!("{error}"), Code::StoreUnusable))?;
+        let layer = store.content.layer(&id).map_err(|error| fail("open", error.to_string(), Code::StoreUnusable))?;
+        lowers.push(layer);
+    }
+    let open = |name: &str| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(&folder, name, flags, Mode::empty()).map_err(|errno| fail("open", format!("{name}: {errno}"), Code::StoreUnusable))
+    };
+    if lowers.is_empty() {
+        // An image without layers is an empty root; overlayfs wants one lower all the same.
+        match mkdirat(&folder, "empty", Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => lowers.push(open("empty")?),
+            Err(errno) => return Err(fail("make", errno.to_string(), Code::StoreUnusable)),
+        }
+    }
+    let (upper, work) = (open("upper")?, open("work")?);
+    build(&lowers, &upper, &work, store.content.xattrs())
+        .map_err(|(step, errno)| fail(step, errno.to_string(), Code::StoreUnusable))
+}
+
+type Named<T> = Result<T, (&'static str, Errno)>;
+
+fn build(lowers: &[OwnedFd], upper: &OwnedFd, work: &OwnedFd, xattrs: XattrNamespace) -> Named<OwnedFd> {
+    let at = |step: &'static str| move |errno: Errno| (step, errno);
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(at("open an overlay for"))?;
+    fsconfig_set_string(&context, "source", "molt").map_err(at("name the overlay of"))?;
+    add_lowers(&context, lowers).map_err(at("add the layers of"))?;
+    add(&context, "upperdir", upper.as_fd()).map_err(at("add the upper folder of"))?;
+    add(&context, "workdir", work.as_fd()).map_err(at("add the work folder of"))?;
+    for (key, value) in [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")] {
+        match fsconfig_set_string(&context, key, value) {
+            // A kernel built without an option has it off.
+            Ok(()) | Err(Errno::INVAL) => {}
+            Err(errno) => return Err(("set the overlay options of", errno)),
+        }
+    }
+    if xattrs == XattrNamespace::User {
+        fsconfig_set_flag(&context, "userxattr").map_err(at("set userxattr for"))?;
+    }
+    fsconfig_create(&context).map_err(at("create the overlay of"))?;
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).map_err(at("mount the overlay of"))
+}
+
+/// By descriptor since Linux 6.13, by its path below `/proc` before.
+fn add(context: &OwnedFd, key: &str, folder: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    if !compat::pretend_older_than(6, 13) {
+        match fsconfig_set_fd(context, key, folder) {
+            Err(Errno::INVAL | Errno::BADF) => {}
+            result => return result,
+        }
+    }
+    fsconfig_set_string(context, key, format!("/proc/self/fd/{}", folder.as_raw_fd()))
+}
+
+/// One by one since Linux 6.8; all in one text, which then holds some 200 of them, before.
+fn add_lowers(context: &OwnedFd, lowers: &[OwnedFd]) -> rustix::io::Result<()> {
+    if !compat::pretend_older_than(6, 8) {
+        let mut all = lowers.iter().map(|lower| add(context, "lowerdir+", lower.as_fd()));
+        match all.next() {
+            Some(Err(Errno::INVAL)) => {}
+            first => return first.into_iter().chain(all).collect(),
+        }
+    }
+    let paths: Vec<String> = lowers.iter().map(|lower| format!("/proc/self/fd/{}", lower.as_raw_fd())).collect();
+    fsconfig_set_string(context, "lowerdir", paths.join(":"))
+}

@@ -1,0 +1,3 @@
+//! What asks for changes beside the API. Each turns its source into one event or command.
+
+pub(crate) mod signal;
