@@ -30,5 +30,8 @@ fn main() -> ExitCode {
         report(panic);
         std::process::abort();
     }));
+    if std::env::args_os().nth(1).is_some_and(|word| word == demo::DAEMON) {
+        return demo::daemon();
+    }
     cli::run(cli::Args::parse()).into()
 }

@@ -10,7 +10,6 @@ use rustix::{
     io::Errno,
     pipe::{PipeFlags, pipe_with},
 };
-use tokio::io::unix::AsyncFd;
 
 use crate::workload::{probe::KillOnDrop, run::Init};
 

@@ -7,7 +7,6 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use molt_core::ids::Generation;
 use rustix::io::Errno;
-use tokio::io::unix::AsyncFd;
 
 use crate::observe::output::{OutputRing, Stream};
 

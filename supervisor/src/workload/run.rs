@@ -18,7 +18,7 @@ use molt_core::{
 };
 use rustix::{io::Errno, process::{Signal, pidfd_send_signal}};
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::unix::AsyncFd,
     sync::{mpsc, oneshot, watch},
 };
 

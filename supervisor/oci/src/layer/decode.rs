@@ -162,10 +162,16 @@ impl<R: BufRead> Plain<R> {
         })
     }
 
-    /// Reads what is left on both sides and gives the sums.
-    pub(crate) fn finish(mut self) -> Result<Sums> {
+    /// Reads what is left of the tar stream.
+    pub(crate) fn exhaust(&mut self) -> Result<()> {
         let mut rest = vec![0; 64 << 10];
         while self.read(&mut rest).map_err(|source| stream_error("read to its end", source))? > 0 {}
+        Ok(())
+    }
+
+    /// Reads what is left on both sides and gives the sums.
+    pub(crate) fn finish(mut self) -> Result<Sums> {
+        self.exhaust()?;
         let (plain, plain_bytes) = (finish_hash(self.hash), self.count);
         let (packed, packed_bytes) = drain(self.inner, u64::MAX)?;
         Ok(Sums { packed, packed_bytes, plain: DiffId(plain), plain_bytes })

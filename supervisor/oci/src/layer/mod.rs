@@ -39,7 +39,7 @@ pub(crate) struct Promise {
 pub(crate) fn unpack(source: impl BufRead, root: OwnedFd, promise: Promise, options: Options<'_>) -> Result<Asks> {
     let named = |error: Error| error.in_layer(promise.diff_id);
     let mut stream = Plain::new(source, promise.packing, options.limits).map_err(named)?;
-    let asks = match apply::apply(&mut stream, root, options) {
+    let asks = match apply::apply(&mut stream, root, options).and_then(|asks| stream.exhaust().map(|()| asks)) {
         Ok(asks) => asks,
         // A layer that makes no sense may be one that was damaged on its way.
         Err(error @ Error::Layer { .. }) => {

@@ -1,7 +1,6 @@
 //! What the suites share: layers built by hand, images in layouts, a store, a way to look at what was unpacked.
 //!
 //! In: entries. Out: folders below a temporary one. Must not: reach beyond the loopback interface.
-#![expect(dead_code, reason = "each suite uses its part")]
 
 use std::{
     collections::BTreeMap,
@@ -18,18 +17,18 @@ use molt_oci::{Client, Error, Fetched, LayerState, Limits, Platform, Progress, R
 use sha2::Digest as _;
 use tar::{EntryType, Header};
 
-pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-pub const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-pub const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
-pub const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(crate) const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+pub(crate) const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+pub(crate) const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 
-pub fn digest(bytes: &[u8]) -> Digest {
+pub(crate) fn digest(bytes: &[u8]) -> Digest {
     Digest::from_bytes(sha2::Sha256::digest(bytes).into())
 }
 
-pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
@@ -37,17 +36,17 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 /// A tar, written with names that the `tar` crate would refuse.
 #[derive(Default, Clone)]
-pub struct Tar {
+pub(crate) struct Tar {
     bytes: Vec<u8>,
-    pub owner: (u64, u64),
+    pub(crate) owner: (u64, u64),
 }
 
 impl Tar {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
-    pub fn header(kind: EntryType, name: &[u8], link: &[u8], size: u64, mode: u32) -> Header {
+    pub(crate) fn header(kind: EntryType, name: &[u8], link: &[u8], size: u64, mode: u32) -> Header {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(mode);
@@ -61,7 +60,7 @@ impl Tar {
         header
     }
 
-    pub fn raw(mut self, mut header: Header, data: &[u8]) -> Self {
+    pub(crate) fn raw(mut self, mut header: Header, data: &[u8]) -> Self {
         header.set_cksum();
         self.bytes.extend_from_slice(header.as_bytes());
         self.bytes.extend_from_slice(data);
@@ -78,37 +77,37 @@ impl Tar {
     }
 
     /// Entries that follow belong to this user and group.
-    pub fn owned(mut self, uid: u64, gid: u64) -> Self {
+    pub(crate) fn owned(mut self, uid: u64, gid: u64) -> Self {
         self.owner = (uid, gid);
         self
     }
 
-    pub fn dir(self, name: &str, mode: u32) -> Self {
+    pub(crate) fn dir(self, name: &str, mode: u32) -> Self {
         self.entry(EntryType::Directory, name, "", b"", mode)
     }
 
-    pub fn file(self, name: &str, data: &str) -> Self {
+    pub(crate) fn file(self, name: &str, data: &str) -> Self {
         self.file_mode(name, data, 0o644)
     }
 
-    pub fn file_mode(self, name: &str, data: &str, mode: u32) -> Self {
+    pub(crate) fn file_mode(self, name: &str, data: &str, mode: u32) -> Self {
         self.entry(EntryType::Regular, name, "", data.as_bytes(), mode)
     }
 
-    pub fn symlink(self, name: &str, target: &str) -> Self {
+    pub(crate) fn symlink(self, name: &str, target: &str) -> Self {
         self.entry(EntryType::Symlink, name, target, b"", 0o777)
     }
 
-    pub fn hardlink(self, name: &str, target: &str) -> Self {
+    pub(crate) fn hardlink(self, name: &str, target: &str) -> Self {
         self.entry(EntryType::Link, name, target, b"", 0o6777)
     }
 
-    pub fn of(self, kind: EntryType, name: &str) -> Self {
+    pub(crate) fn of(self, kind: EntryType, name: &str) -> Self {
         self.entry(kind, name, "", b"", 0o644)
     }
 
     /// A PAX header for the entry that follows.
-    pub fn pax(self, records: &[(&str, &[u8])]) -> Self {
+    pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> Self {
         let mut data = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
@@ -128,35 +127,35 @@ impl Tar {
         self.raw(header, &data)
     }
 
-    pub fn end(mut self) -> Vec<u8> {
+    pub(crate) fn end(mut self) -> Vec<u8> {
         self.bytes.extend_from_slice(&[0; 1024]);
         self.bytes
     }
 
-    pub fn cut(self) -> Vec<u8> {
+    pub(crate) fn cut(self) -> Vec<u8> {
         self.bytes
     }
 }
 
 /// One layer of an image to be: blob, media type, diff id.
-pub type Packed = (Vec<u8>, &'static str, String);
+pub(crate) type Packed = (Vec<u8>, &'static str, String);
 
-pub fn packed(tar: &[u8]) -> Packed {
+pub(crate) fn packed(tar: &[u8]) -> Packed {
     (gzip(tar), GZIP, digest(tar).to_string())
 }
 
 /// Blobs of an image by digest, and its manifest.
-pub struct Image {
-    pub blobs: BTreeMap<String, Vec<u8>>,
-    pub manifest: Vec<u8>,
+pub(crate) struct Image {
+    pub(crate) blobs: BTreeMap<String, Vec<u8>>,
+    pub(crate) manifest: Vec<u8>,
 }
 
 impl Image {
-    pub fn new(layers: &[Packed]) -> Self {
+    pub(crate) fn new(layers: &[Packed]) -> Self {
         Self::with_config(layers, |_| {})
     }
 
-    pub fn with_config(layers: &[Packed], change: impl Fn(&mut serde_json::Value)) -> Self {
+    pub(crate) fn with_config(layers: &[Packed], change: impl Fn(&mut serde_json::Value)) -> Self {
         let mut blobs = BTreeMap::new();
         let host = Platform::host();
         let mut config = serde_json::json!({
@@ -179,7 +178,7 @@ impl Image {
     }
 
     /// Writes it as an OCI layout.
-    pub fn layout(&self, dir: &Path) {
+    pub(crate) fn layout(&self, dir: &Path) {
         fs::create_dir_all(dir.join("blobs/sha256")).unwrap();
         let put = |bytes: &[u8]| fs::write(dir.join("blobs/sha256").join(digest(bytes).hex()), bytes).unwrap();
         self.blobs.values().for_each(|blob| put(blob));
@@ -194,9 +193,9 @@ impl Image {
 
 /// Writes down what it is told.
 #[derive(Default)]
-pub struct Told {
-    pub retries: Mutex<Vec<(String, Duration)>>,
-    pub done: Mutex<Vec<(usize, LayerState)>>,
+pub(crate) struct Told {
+    pub(crate) retries: Mutex<Vec<(String, Duration)>>,
+    pub(crate) done: Mutex<Vec<(usize, LayerState)>>,
 }
 
 impl Progress for Told {
@@ -213,14 +212,14 @@ impl Progress for Told {
 }
 
 /// A temporary place with a store in it, and beside it a tree that nothing may touch.
-pub struct Place {
-    pub dir: tempfile::TempDir,
-    pub store: Store,
+pub(crate) struct Place {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) store: Store,
     sentinel: Vec<String>,
 }
 
 impl Place {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("store")).unwrap();
         fs::create_dir_all(dir.path().join("outside/etc")).unwrap();
@@ -232,7 +231,7 @@ impl Place {
         place
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -250,7 +249,7 @@ impl Place {
     }
 
     /// Nothing outside changed and nothing half-made is left.
-    pub fn assert_clean(&self) {
+    pub(crate) fn assert_clean(&self) {
         assert_eq!(self.outside(), self.sentinel, "something outside the store changed");
         let deadline = Instant::now() + Duration::from_secs(10);
         while fs::read_dir(self.path("store/tmp")).unwrap().next().is_some() {
@@ -259,7 +258,7 @@ impl Place {
         }
     }
 
-    pub async fn pull_with(
+    pub(crate) async fn pull_with(
         &self,
         reference: &str,
         registries: &Registries,
@@ -273,7 +272,7 @@ impl Place {
     }
 
     /// Puts layers into a layout and fetches it.
-    pub fn unpack_with(&self, layers: &[Vec<u8>], limits: Limits) -> Result<Vec<PathBuf>, Error> {
+    pub(crate) fn unpack_with(&self, layers: &[Vec<u8>], limits: Limits) -> Result<Vec<PathBuf>, Error> {
         let packed: Vec<Packed> = layers.iter().map(|tar| packed(tar)).collect();
         let layout = tempfile::tempdir_in(self.dir.path()).unwrap();
         Image::new(&packed).layout(layout.path());
@@ -286,13 +285,13 @@ impl Place {
         Ok(fetched.layers.iter().map(|id| self.path("store/layers/sha256").join(id.to_string())).collect())
     }
 
-    pub fn unpack(&self, layers: &[Vec<u8>]) -> Result<Vec<PathBuf>, Error> {
+    pub(crate) fn unpack(&self, layers: &[Vec<u8>]) -> Result<Vec<PathBuf>, Error> {
         self.unpack_with(layers, Limits::default())
     }
 }
 
 /// One line for everything below `root`: kind, mode, owner, name, and content, target or mark.
-pub fn tree(root: &Path) -> Vec<String> {
+pub(crate) fn tree(root: &Path) -> Vec<String> {
     fn walk(root: &Path, at: &Path, lines: &mut Vec<String>) {
         let mut names: Vec<_> = fs::read_dir(at).unwrap().map(|item| item.unwrap().path()).collect();
         names.sort();

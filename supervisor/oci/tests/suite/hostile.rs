@@ -3,9 +3,7 @@
 //! In: tars built by hand. Out: a refusal with the right code, or a tree that stays inside. A sentinel tree beside the
 //! store must not change.
 
-mod common;
-
-use common::{Place, Tar, packed, tree};
+use crate::common::{self, Place, Tar, packed, tree};
 use molt_core::code::Code;
 use molt_oci::Limits;
 use tar::EntryType;
@@ -245,8 +243,8 @@ fn limits_hold() {
     let names = (0..200).fold(Tar::new(), |tar, n| tar.dir(&format!("{n}{}", "x".repeat(80)), 0o755)).end();
     assert!(limited(Limits { deferred_bytes: 20_000, ..Limits::default() }, names).contains("memory"));
     let zeros = Tar::new().file("zero", &"\0".repeat(4 << 20)).end();
-    let bomb = Limits { ratio_after: 1 << 20, ..Limits::default() };
-    assert!(limited(bomb, zeros.clone()).contains("200:1"));
+    let bomb = Limits { ratio: 20, ratio_after: 1 << 20, ..Limits::default() };
+    assert!(limited(bomb, zeros.clone()).contains("20:1"));
     assert!(limited(Limits { layer_bytes: 1 << 20, ..Limits::default() }, zeros).contains("1048576"));
     let long = vec![b'n'; 300];
     refused(Tar::new().pax(&[("path", &long)]).file("x", "").end());
