@@ -2,11 +2,13 @@
 //!
 //! Layout, all of it root-only:
 //!
-//!     blobs/sha256/HEX              manifests, configs, signatures; never layers
-//!     layers/sha256/HEX/            an unpacked layer that is the same on any parents; HEX of its diff id
-//!     layers/sha256/HEX-CHAIN/      one that is not (see `layer::settle`), on exactly the parents CHAIN stands for
-//!     tmp/                          what is being written; moved to the trash when the store is opened
-//!     trash/                        renamed here, then removed
+//! ```text
+//! blobs/sha256/HEX              manifests, configs, signatures; never layers
+//! layers/sha256/HEX/            an unpacked layer that is the same on any parents; HEX of its diff id
+//! layers/sha256/HEX-CHAIN/      one that is not (see `layer::settle`), on exactly the parents CHAIN stands for
+//! tmp/                          what is being written; moved to the trash when the store is opened
+//! trash/                        renamed here, then removed
+//! ```
 //!
 //! In: a descriptor. Out: descriptors and verified bytes. Must not: make a name from anything but a digest or a counter,
 //! or show a blob or layer under its name before it is whole and on disk.

@@ -238,7 +238,7 @@ fn limits_hold() {
     };
     let many = (0..50).fold(Tar::new(), |tar, n| tar.file(&format!("f{n}"), "")).end();
     assert!(limited(Limits { entries: 49, ..Limits::default() }, many).contains("49 entries"));
-    let deep = Tar::new().file(&"d/".repeat(20).trim_end_matches('/').to_owned(), "").end();
+    let deep = Tar::new().file("d/".repeat(20).trim_end_matches('/'), "").end();
     assert!(limited(Limits { depth: 19, ..Limits::default() }, deep).contains("19"));
     let names = (0..200).fold(Tar::new(), |tar, n| tar.dir(&format!("{n}{}", "x".repeat(80)), 0o755)).end();
     assert!(limited(Limits { deferred_bytes: 20_000, ..Limits::default() }, names).contains("memory"));

@@ -3,8 +3,17 @@
 //! In: nothing but root and a file system that holds overlay attributes. Out: verdicts. Must not: reach beyond the
 //! loopback interface.
 
+#[cfg(test)]
 mod common;
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
 mod hostile;
+#[cfg(test)]
 mod parents;
+#[cfg(test)]
 mod registry;
+#[cfg(test)]
+mod secrets;
+#[cfg(test)]
 mod sources;

@@ -1,0 +1,202 @@
+//! Who gets credentials and tokens, and who does not.
+//!
+//! In: registries that ask for a sign-in, redirect, or mirror. Out: the headers each of them saw.
+
+use std::{fs, sync::Arc};
+
+use axum::{
+    http::{StatusCode, header},
+    response::IntoResponse as _,
+};
+use base64::Engine as _;
+use molt_core::code::Code;
+use molt_oci::Registries;
+
+use crate::{
+    common::{Place, Told},
+    fake::{Registry, broken, image, layer_path, plain, pull, status},
+};
+
+fn credentials(place: &Place, host: &str) -> Registries {
+    let auth = base64::engine::general_purpose::STANDARD.encode("me:secret");
+    let path = place.path("config.json");
+    fs::write(&path, format!(r#"{{"auths":{{"{host}":{{"auth":"{auth}"}}}}}}"#)).unwrap();
+    Registries { credentials: Some(path), ..Registries::default() }
+}
+
+#[tokio::test]
+async fn a_token_is_fetched_used_and_fetched_again_when_it_expires() {
+    let registry = Registry::start(image(), |asked, count| {
+        if asked.path == "/token" {
+            assert_eq!(asked.authorization.as_deref(), Some("Basic bWU6c2VjcmV0"));
+            assert!(asked.query.contains("scope=repository%3Aacme%2Fapp%3Apull"), "{}", asked.query);
+            let token = format!("token{count}");
+            return Some(format!(r#"{{"access_token":"{token}"}}"#).into_response());
+        }
+        let blob = asked.path.contains("/blobs/");
+        let wanted = if blob { "Bearer token2" } else { "Bearer token1" };
+        (asked.authorization.as_deref() != Some(wanted)).then(|| {
+            let realm =
+                format!("Bearer realm=\"http://{}/token\",service=\"s\",scope=\"repository:evil:push\"", "HOST");
+            (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, realm)]).into_response()
+        })
+    })
+    .await;
+    // The realm must name the port, which is known only now: a second registry that rewrites it.
+    let host = registry.host.clone();
+    let inner = Arc::clone(&registry.inner);
+    let front = Registry::start(image(), move |asked, count| {
+        let mut response = (inner.rule)(asked, count)?;
+        if let Some(realm) = response.headers().get(header::WWW_AUTHENTICATE) {
+            let realm = realm.to_str().unwrap().replace("HOST", &host);
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, realm.parse().unwrap());
+        }
+        Some(response)
+    })
+    .await;
+    let place = Place::new();
+    let mut settings = credentials(&place, &front.host);
+    settings.insecure = vec![registry.host.clone(), front.host.clone()];
+    pull(&place, &front, &settings, &Told::default()).await.unwrap();
+    assert_eq!(registry.log().iter().filter(|asked| asked.path == "/token").count(), 2);
+}
+
+#[tokio::test]
+async fn basic_credentials_go_to_the_registry_only() {
+    let registry = Registry::start(image(), |asked, _| {
+        (asked.authorization.as_deref() != Some("Basic bWU6c2VjcmV0"))
+            .then(|| (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"x\"")]).into_response())
+    })
+    .await;
+    let place = Place::new();
+    let mut settings = credentials(&place, &registry.host);
+    settings.insecure = vec![registry.host.clone()];
+    pull(&place, &registry, &settings, &Told::default()).await.unwrap();
+
+    let error = plain(&registry).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unauthorized);
+    assert!(error.to_string().contains("registries.credentials") && error.to_string().contains(&registry.host));
+    let mut wrong = credentials(&place, "other.example.com");
+    wrong.insecure = vec![registry.host.clone()];
+    let error = pull(&place, &registry, &wrong, &Told::default()).await.unwrap_err().to_string();
+    assert!(error.contains("config.json") && error.contains("docker login"), "{error}");
+}
+
+#[tokio::test]
+async fn a_token_service_elsewhere_gets_no_credentials_and_errors_are_not_swallowed() {
+    let thief = Registry::start(image(), |_, _| Some(r#"{"token":"x"}"#.into_response())).await;
+    // localhost is another host than 127.0.0.1, and both are plain.
+    let realm = format!("Bearer realm=\"http://localhost:{}/token\"", thief.host.rsplit(':').next().unwrap());
+    let stolen = realm.clone();
+    let registry = Registry::start(image(), move |_, _| {
+        Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, stolen.clone())]).into_response())
+    })
+    .await;
+    let place = Place::new();
+    let mut settings = credentials(&place, &registry.host);
+    settings.insecure = vec![registry.host.clone(), format!("localhost:{}", thief.host.rsplit(':').next().unwrap())];
+    let error = pull(&place, &registry, &settings, &Told::default()).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unauthorized);
+    assert!(error.to_string().contains("localhost"), "{error}");
+    assert!(thief.log().is_empty());
+
+    for (realm, code) in [
+        ("http://169.254.169.254/latest", Code::Unauthorized),
+        ("https://user:pw@127.0.0.1/token", Code::Unauthorized),
+        ("file:///etc/passwd", Code::Unauthorized),
+    ] {
+        let registry = Registry::start(image(), move |_, _| {
+            let realm = format!("Bearer realm=\"{realm}\"");
+            Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, realm)]).into_response())
+        })
+        .await;
+        assert_eq!(plain(&registry).await.unwrap_err().code(), code, "{realm}");
+    }
+    for (answer, code) in [
+        (401, Code::Unauthorized),
+        (403, Code::Unauthorized),
+        (302, Code::RegistryUnavailable),
+        (500, Code::RegistryUnavailable),
+        (200, Code::RegistryUnavailable),
+    ] {
+        let service = Registry::start(image(), move |_, _| Some(status(answer))).await;
+        let realm = format!("Bearer realm=\"http://{}/token\"", service.host);
+        let registry = Registry::start(image(), move |_, _| {
+            Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, realm.clone())]).into_response())
+        })
+        .await;
+        let mut settings = registry.settings();
+        settings.insecure.push(service.host.clone());
+        let error = pull(&Place::new(), &registry, &settings, &Told::default()).await.unwrap_err();
+        assert_eq!(error.code(), code, "{answer}: {error}");
+        assert!(!service.log().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn redirected_blobs_are_fetched_without_the_authorization() {
+    let other = Registry::start(image(), |_, _| None).await;
+    let target = other.host.clone();
+    let registry = Registry::start(image(), move |asked, _| {
+        if asked.authorization.is_none() {
+            return Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=x")]).into_response());
+        }
+        asked.path.contains("/blobs/").then(|| {
+            let to = format!("http://{target}{}", asked.path);
+            (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, to)]).into_response()
+        })
+    })
+    .await;
+    let place = Place::new();
+    let mut settings = credentials(&place, &registry.host);
+    settings.insecure = vec![registry.host.clone(), other.host.clone()];
+    pull(&place, &registry, &settings, &Told::default()).await.unwrap();
+    assert!(!other.log().is_empty());
+    assert!(other.log().iter().all(|asked| asked.authorization.is_none()), "a secret went to another host");
+    assert!(
+        registry.log().iter().filter(|asked| asked.path.contains("/blobs/")).all(|asked| asked.authorization.is_some())
+    );
+    // Plain HTTP to a host that is not named insecure is not followed.
+    settings.insecure = vec![registry.host.clone()];
+    let error = pull(&Place::new(), &registry, &settings, &Told::default()).await.unwrap_err();
+    assert!(error.to_string().contains("plain HTTP"), "{error}");
+}
+
+#[tokio::test]
+async fn mirrors_come_first_get_no_secret_and_are_not_believed() {
+    let registry = Registry::start(image(), |asked, _| {
+        asked
+            .authorization
+            .is_none()
+            .then(|| (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=x")]).into_response())
+    })
+    .await;
+    let path = layer_path(&image()).0;
+    for kind in ["good", "down", "denying", "lying", "breaking"] {
+        let at = path.clone();
+        let mirror = Registry::start(image(), move |asked, _| match kind {
+            "down" => Some(status(503)),
+            "denying" => {
+                Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=x")]).into_response())
+            }
+            "lying" if asked.path == at => {
+                let mut blob = layer_path(&image()).1;
+                blob[200_000] ^= 1;
+                Some(blob.into_response())
+            }
+            "breaking" if asked.path == at => Some(broken(&layer_path(&image()).1, 50_000)),
+            _ => None,
+        })
+        .await;
+        let place = Place::new();
+        let mut settings = credentials(&place, &registry.host);
+        settings.insecure = vec![registry.host.clone(), mirror.host.clone()];
+        settings.mirrors.insert(registry.host.clone(), vec![mirror.host.clone()]);
+        let before = registry.blobs_asked();
+        pull(&place, &registry, &settings, &Told::default()).await.unwrap_or_else(|error| panic!("{kind}: {error}"));
+        assert!(!mirror.log().is_empty());
+        assert!(mirror.log().iter().all(|asked| asked.authorization.is_none()), "{kind}");
+        assert_eq!(registry.blobs_asked() > before, kind != "good", "{kind}");
+        place.assert_clean();
+    }
+}
