@@ -66,7 +66,7 @@ spec:
   image: oci:/images/demo:v1
   state: [/sandbox/state]
   health:
-    readiness: {notify: {}}
+    readiness: {notify: {}, period: 100ms}
     monitor: 500ms
     startupDeadline: 5s
   update: {reserve: 1MiB}

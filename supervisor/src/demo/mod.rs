@@ -58,7 +58,7 @@ pub(crate) fn run(json: bool, keep: Option<PathBuf>) -> anyhow::Result<u8> {
     images::write(&folder)?;
     // Before the first thread: the rest of this process may fork.
     let sandbox = sandbox::start(&folder)?;
-    let story = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(tell(&folder, json));
+    let story = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(tell(&folder, &sandbox, json));
     drop(sandbox);
     let story = match story {
         Ok(story) => story,
@@ -91,7 +91,7 @@ fn println(text: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{text}");
 }
 
-async fn tell(folder: &Path, json: bool) -> anyhow::Result<Story> {
+async fn tell(folder: &Path, sandbox: &sandbox::Sandbox, json: bool) -> anyhow::Result<Story> {
     let client = Client::new(&folder.join("run/molt.sock"));
     let say = |step: &Step| {
         if !json {
@@ -101,7 +101,7 @@ async fn tell(folder: &Path, json: bool) -> anyhow::Result<Story> {
     if !json {
         println("molt demo: a daemon that keeps its keys in /sandbox/state, shipped four times, never torn down\n");
     }
-    let degraded = boot(&client).await?;
+    let degraded = boot(&client, sandbox).await?;
     let mut steps = Vec::new();
     let first = Step {
         step: "boot",
@@ -169,7 +169,7 @@ async fn status(client: &Client) -> anyhow::Result<Document> {
     client.get("/v1/status").await.map_err(|fault| anyhow::anyhow!("no status: {fault:?}"))
 }
 
-async fn boot(client: &Client) -> anyhow::Result<Vec<String>> {
+async fn boot(client: &Client, sandbox: &sandbox::Sandbox) -> anyhow::Result<Vec<String>> {
     let until = Instant::now() + LIMIT;
     loop {
         if let Ok(document) = status(client).await
@@ -177,6 +177,9 @@ async fn boot(client: &Client) -> anyhow::Result<Vec<String>> {
             && document.status.phase == PhaseName::Idle
         {
             return Ok(document.status.degraded);
+        }
+        if sandbox.ended() {
+            bail!("the sandbox ended before its daemon was up");
         }
         if Instant::now() > until {
             bail!("the sandbox did not come up within {} s", LIMIT.as_secs());

@@ -28,12 +28,28 @@ use rustix::{
 
 /// The running sandbox; dropping it ends it.
 #[derive(Debug)]
-pub(super) struct Sandbox(Pid);
+pub(super) struct Sandbox {
+    pid: Pid,
+    ended: std::cell::Cell<bool>,
+}
+
+impl Sandbox {
+    /// Whether PID 1 is gone.
+    pub(super) fn ended(&self) -> bool {
+        if !self.ended.get() && matches!(waitpid(Some(self.pid), WaitOptions::NOHANG), Ok(Some(_))) {
+            self.ended.set(true);
+        }
+        self.ended.get()
+    }
+}
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        let _ = kill_process(self.0, Signal::KILL);
-        while matches!(waitpid(Some(self.0), WaitOptions::empty()), Err(rustix::io::Errno::INTR)) {}
+        if self.ended() {
+            return;
+        }
+        let _ = kill_process(self.pid, Signal::KILL);
+        while matches!(waitpid(Some(self.pid), WaitOptions::empty()), Err(rustix::io::Errno::INTR)) {}
     }
 }
 
@@ -50,7 +66,7 @@ pub(super) fn start(folder: &Path) -> anyhow::Result<Sandbox> {
     }
     let log = File::create(folder.join("log"))?;
     match fork().context("failed to fork")? {
-        Fork::Parent(pid) => Ok(Sandbox(pid)),
+        Fork::Parent(pid) => Ok(Sandbox { pid, ended: std::cell::Cell::new(false) }),
         Fork::Child => {
             let error = match outer(folder, &log) {
                 Ok(status) => exit_now(status),

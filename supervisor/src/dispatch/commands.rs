@@ -73,7 +73,8 @@ impl Dispatcher {
                 }));
                 drop(reply.send(Ok(())));
             }
-            Command::Release { by: _, reply } => {
+            Command::Release { by, reply } => {
+                tracing::info!(by, "hold released");
                 self.hold = None;
                 self.take(Event::Release);
                 drop(reply.send(Ok(())));

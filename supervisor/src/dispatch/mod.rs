@@ -41,8 +41,6 @@ pub(crate) enum Brought {
     Fetched(UpdateId, Result<Vec<molt_core::generation::LayerName>, Fault>),
     /// A run is at its gate, or not.
     Armed(molt_core::machine::Run, Result<Box<Live>, Fault>),
-    /// Something for whoever asked over the API, to be done here.
-    Forget(UpdateId),
 }
 
 /// What an attempt has gathered before its gate.

@@ -179,9 +179,6 @@ impl Dispatcher {
                 };
                 self.take(arm::answer(run, &result));
             }
-            Brought::Forget(id) => {
-                self.work.remove(&id);
-            }
         }
     }
 
