@@ -9,6 +9,7 @@ pub mod faulty;
 pub mod http;
 pub mod image;
 pub mod images;
+pub mod molt;
 pub mod podman;
 pub mod process;
 pub mod registry;

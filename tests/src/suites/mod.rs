@@ -1,10 +1,12 @@
 //! All suites. A new one is a file here with `pub const CASES: &[Case]`, and a line in [`all`].
 
 mod bed;
+mod lifecycle;
+mod registry;
 
 use crate::harness::cases::Case;
 
 /// Every test there is.
 pub fn all() -> Vec<Case> {
-    [bed::CASES].concat()
+    [bed::CASES, lifecycle::CASES, registry::CASES].concat()
 }
