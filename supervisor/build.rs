@@ -3,13 +3,13 @@
 //! In: the shim's sources. Out: `MOLT_SHIM`, the path of the ELF file, for `include_bytes!`. Must not: share the outer
 //! build's target folder (its lock is held) or its flags (`clippy-driver`, coverage), which would change the shim.
 
-use std::{env, path::Path, process::Command};
+use std::{env, error::Error, path::Path, process::Command};
 
-fn main() {
-    let manifest = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
-    let root = Path::new(&manifest).parent().expect("the workspace");
-    let out = Path::new(&env::var("OUT_DIR").expect("cargo sets it")).join("shim");
-    let target = env::var("TARGET").expect("cargo sets it");
+fn main() -> Result<(), Box<dyn Error>> {
+    let manifest = env::var("CARGO_MANIFEST_DIR")?;
+    let root = Path::new(&manifest).parent().ok_or("the workspace has no folder")?;
+    let out = Path::new(&env::var("OUT_DIR")?).join("shim");
+    let target = env::var("TARGET")?;
     for watched in ["shim/src", "shim/Cargo.toml", "shim/sys/src", "supervisor/core/src", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
@@ -31,8 +31,11 @@ fn main() {
     ] {
         cargo.env_remove(name);
     }
-    let status = cargo.status().expect("cargo starts");
-    assert!(status.success(), "building molt-shim failed: {status}");
+    let status = cargo.status()?;
+    if !status.success() {
+        return Err(format!("building molt-shim failed: {status}").into());
+    }
     println!("cargo::rustc-env=MOLT_SHIM={}", out.join(&target).join("shim").join("molt-shim").display());
     println!("cargo::rustc-env=MOLT_TARGET={target}");
+    Ok(())
 }

@@ -3,10 +3,7 @@
 //!
 //! In: the launch document. Out: the path to exec. Must not: run anything.
 
-use std::{
-    ffi::CString,
-    io::Read as _,
-};
+use std::{ffi::CString, io::Read as _};
 
 use molt_core::launch::{Failure, Launch};
 use rustix::{
@@ -53,7 +50,8 @@ fn missing(detail: String) -> Failure {
 }
 
 fn executable(path: &str, of: &str) -> Step<()> {
-    let fail = |errno: Errno, why: &str| Failure { errno: errno.raw_os_error(), ..refuse(STEP, format!("{path}{of} {why}")) };
+    let fail =
+        |errno: Errno, why: &str| Failure { errno: errno.raw_os_error(), ..refuse(STEP, format!("{path}{of} {why}")) };
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let fd = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS).map_err(|errno| match errno {
         Errno::NOENT | Errno::NOTDIR => fail(Errno::NOENT, "does not exist in the image"),
@@ -70,7 +68,10 @@ fn executable(path: &str, of: &str) -> Step<()> {
         Ok(()) => Ok(()),
         // Before Linux 6.14 there is no such question; a format the kernel does not know is looked at below.
         Err(error) if matches!(error.errno, Errno::INVAL | Errno::NOSYS | Errno::NOEXEC) => Ok(()),
-        Err(error) => Err(fail(error.errno, "may not be executed: the policy grants no execute right there (read_only or read_write)")),
+        Err(error) => Err(fail(
+            error.errno,
+            "may not be executed: the policy grants no execute right there (read_only or read_write)",
+        )),
     }
 }
 
@@ -89,7 +90,8 @@ fn interpreters(path: &str, depth: u32) -> Step<()> {
     }
     if let Some(rest) = head.strip_prefix(b"#!") {
         let line = rest.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let words: Vec<&[u8]> = line.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty()).collect();
+        let words: Vec<&[u8]> =
+            line.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty()).collect();
         let Some(interpreter) = words.first() else { return Err(refuse(STEP, format!("{path}: an empty #! line"))) };
         let interpreter = String::from_utf8_lossy(interpreter).into_owned();
         executable(&interpreter, &format!(", the interpreter of {path},"))?;
@@ -126,7 +128,8 @@ fn elf_interpreter(head: &[u8]) -> Option<String> {
         if word(header, 4)? != 3 {
             return None;
         }
-        let (offset, length) = (usize::try_from(word(header + 8, 8)?).ok()?, usize::try_from(word(header + 32, 8)?).ok()?);
+        let (offset, length) =
+            (usize::try_from(word(header + 8, 8)?).ok()?, usize::try_from(word(header + 32, 8)?).ok()?);
         let bytes = head.get(offset..offset.checked_add(length)?)?;
         Some(String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned())
     })

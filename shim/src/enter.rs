@@ -15,10 +15,11 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{CWD, Mode, OFlags},
     io::Errno,
-    mount::{
-        MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, mount_move, move_mount, unmount,
+    mount::{MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, mount_move, move_mount, unmount},
+    process::{
+        PidfdFlags, Signal, chdir, chroot, fchdir, getpid, pidfd_open, pivot_root, set_parent_process_death_signal,
+        setsid, umask,
     },
-    process::{PidfdFlags, Signal, chdir, chroot, fchdir, getpid, pidfd_open, pivot_root, set_parent_process_death_signal, setsid, umask},
     thread::UnshareFlags,
 };
 

@@ -10,7 +10,10 @@ use std::os::fd::OwnedFd;
 use molt_core::launch::{Launch, ProcMode};
 use molt_sys::mount::{Attributes, Propagation, set_attributes};
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags, fstat, major, minor, mkdirat, openat, openat2, statx, symlinkat},
+    fs::{
+        AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags, fstat, major, minor, mkdirat, openat, openat2,
+        statx, symlinkat,
+    },
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
@@ -208,7 +211,8 @@ fn target(root: &OwnedFd, path: &str, kind: Kind) -> Step<OwnedFd> {
         (result, _) => result,
     };
     let found = found.at("mount point", format!("/{path}"))?;
-    let is_folder = FileType::from_raw_mode(fstat(&found).at("fstat", format!("/{path}"))?.st_mode) == FileType::Directory;
+    let is_folder =
+        FileType::from_raw_mode(fstat(&found).at("fstat", format!("/{path}"))?.st_mode) == FileType::Directory;
     if kind != Kind::Any && is_folder != (kind == Kind::Folder) {
         return Err(refuse("mount point", format!("/{path} is of the wrong type")));
     }

@@ -35,8 +35,7 @@ pub(crate) fn receive(control: &OwnedFd) -> Step<Order> {
     let (gate, exec) = (next("gate")?, next("exec")?);
     let launch = read(spec)?;
     let notify = launch.notify.then(|| next("notify")).transpose()?;
-    let late: Vec<OwnedFd> =
-        launch.late_mounts.iter().map(|mount| next(&mount.target)).collect::<Result<_, _>>()?;
+    let late: Vec<OwnedFd> = launch.late_mounts.iter().map(|mount| next(&mount.target)).collect::<Result<_, _>>()?;
     let proc = (launch.proc == ProcMode::Carried).then(|| next("proc")).transpose()?;
     if fds.next().is_some() {
         return Err(refuse("receive", format!("more than {} descriptors", Fds::LATE + late.len())));

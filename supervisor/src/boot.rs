@@ -92,13 +92,17 @@ fn start(args: InitArgs) -> Result<u8, Refusal> {
         .thread_keep_alive(std::time::Duration::from_secs(5))
         .build()
         .or_else(|error| refuse(125, format!("failed to start the runtime: {error}")))?;
-    let status = runtime.block_on(serve(args, spec, policy, signals, facts, store, journal, slot, known, parts, shim, socket));
+    let status =
+        runtime.block_on(serve(args, spec, policy, signals, facts, store, journal, slot, known, parts, shim, socket));
     // Whatever still runs is not waited for: the kernel ends it with PID 1.
     runtime.shutdown_background();
     status
 }
 
-#[expect(clippy::too_many_arguments, reason = "each is one thing that was made before; they meet here and nowhere else")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is one thing that was made before; they meet here and nowhere else"
+)]
 async fn serve(
     args: InitArgs,
     spec: Spec,
@@ -240,13 +244,21 @@ fn open_store(args: &InitArgs, spec: &Spec, facts: &mut Facts) -> Result<Option<
     let path = args.store.clone().unwrap_or_else(|| PathBuf::from(STORE));
     let text = path.display().to_string();
     if let Some(state) = spec.state.iter().find(|state| carry::within(&text, state)) {
-        return refuse(122, format!("the store {text} lies in the state path {state}, which the workload writes; give it a folder of its own"));
+        return refuse(
+            122,
+            format!(
+                "the store {text} lies in the state path {state}, which the workload writes; give it a folder of its own"
+            ),
+        );
     }
     match Store::open(&path) {
         Ok(store) => Ok(Some(Arc::new(store))),
         Err(error) if args.store.is_some() => {
             let status = error.exit_status();
-            refuse(status, format!("failed to {}; nothing was touched\n    mend: {}", crate::effects::chain(&error), error.mend()))
+            refuse(
+                status,
+                format!("failed to {}; nothing was touched\n    mend: {}", crate::effects::chain(&error), error.mend()),
+            )
         }
         Err(error) => {
             let message = format!("failed to {}: {}", crate::effects::chain(&error), error.mend());
@@ -320,17 +332,23 @@ fn hold_parts(
         state.push(StateMount { path: path.clone(), source });
     }
     let mut own: Vec<String> = spec.claimed_paths().into_iter().map(str::to_owned).collect();
-    let given = [args.spec.as_deref(), args.policy.as_deref(), store.map(|store| store.path.as_path()), socket.parent()];
-    own.extend(given.into_iter().flatten().map(|path| {
-        std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
-    }));
+    let given =
+        [args.spec.as_deref(), args.policy.as_deref(), store.map(|store| store.path.as_path()), socket.parent()];
+    own.extend(
+        given
+            .into_iter()
+            .flatten()
+            .map(|path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).display().to_string()),
+    );
     // An image that lies in a folder is Molt's business, too.
     if let Some(ImageRef::Layout { path, .. }) = &spec.image {
         own.push(path.clone());
     }
-    let carried = carry::find(&spec.state, &own, &spec.mounts).or_else(|error| refuse(125, format!("failed to {error}")))?;
+    let carried =
+        carry::find(&spec.state, &own, &spec.mounts).or_else(|error| refuse(125, format!("failed to {error}")))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let own_root = openat(CWD, "/", flags, Mode::empty()).or_else(|errno| refuse(125, format!("failed to open /: {errno}")))?;
+    let own_root =
+        openat(CWD, "/", flags, Mode::empty()).or_else(|errno| refuse(125, format!("failed to open /: {errno}")))?;
     let anchors = store.map_or_else(|| PathBuf::from("/run/molt"), |store| store.path.clone()).join("anchors");
     Ok(Parts { state, carried, own_root, anchors })
 }
@@ -376,9 +394,9 @@ fn own_root(
         program,
         since: crate::observe::log::now(),
     };
-    let same = known.get(&Generation(0)).is_some_and(|old| {
-        old.same_triple(None, record.policy_digest, record.settings_digest)
-    });
+    let same = known
+        .get(&Generation(0))
+        .is_some_and(|old| old.same_triple(None, record.policy_digest, record.settings_digest));
     if !same {
         if let Some(store) = &context.store {
             store.stage(&record, &context.policy).or_else(|error| refuse(120, format!("failed to {error}")))?;

@@ -7,11 +7,16 @@ use std::sync::Arc;
 
 use molt_core::{
     ids::{Digest, UpdateId},
-    wire::{Accepted, Collected, Document, GenerationView, PlanView, Problem, RollbackRequest, UpdateRequest, UpdateView},
+    wire::{
+        Accepted, Collected, Document, GenerationView, PlanView, Problem, RollbackRequest, UpdateRequest, UpdateView,
+    },
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{observe::{events::EventLog, output::OutputRing}, workload::exec::ExecSession};
+use crate::{
+    observe::{events::EventLog, output::OutputRing},
+    workload::exec::ExecSession,
+};
 
 /// Who asks, for the audit line.
 pub(crate) type By = String;

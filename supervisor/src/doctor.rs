@@ -39,11 +39,27 @@ pub(crate) fn run(json: bool) -> anyhow::Result<u8> {
 
 fn store() -> Finding {
     let path = std::env::var("MOLT_STORE").unwrap_or_else(|_| crate::boot::STORE.to_owned());
-    let overlay = rustix::fs::statfs(Path::new(&path)).ok().map(|stat| u64::try_from(stat.f_type).ok() == Some(0x794c_7630));
-    let mend = Some("mount a volume there: an emptyDir or PersistentVolumeClaim in a pod, `-v molt:/var/lib/molt` with podman".to_owned());
+    let overlay =
+        rustix::fs::statfs(Path::new(&path)).ok().map(|stat| u64::try_from(stat.f_type).ok() == Some(0x794c_7630));
+    let mend = Some(
+        "mount a volume there: an emptyDir or PersistentVolumeClaim in a pod, `-v molt:/var/lib/molt` with podman"
+            .to_owned(),
+    );
     match overlay {
-        None => Finding { what: "store", grade: Grade::Degraded, found: format!("{path} is not there yet; without a volume there nothing can be updated"), mend },
-        Some(true) => Finding { what: "store", grade: Grade::Missing, found: format!("{path} lies on the container's overlay"), mend },
-        Some(false) => Finding { what: "store", grade: Grade::Ok, found: format!("{path} can hold generations"), mend: None },
+        None => Finding {
+            what: "store",
+            grade: Grade::Degraded,
+            found: format!("{path} is not there yet; without a volume there nothing can be updated"),
+            mend,
+        },
+        Some(true) => Finding {
+            what: "store",
+            grade: Grade::Missing,
+            found: format!("{path} lies on the container's overlay"),
+            mend,
+        },
+        Some(false) => {
+            Finding { what: "store", grade: Grade::Ok, found: format!("{path} can hold generations"), mend: None }
+        }
     }
 }

@@ -129,7 +129,9 @@ pub(crate) fn optional() -> Vec<Finding> {
             "Landlock",
             Grade::Missing,
             "not in this kernel, not enabled, or forbidden",
-            Some("boot with lsm=landlock,…; or, knowing what is lost, landlock.compatibility: best_effort in the policy"),
+            Some(
+                "boot with lsm=landlock,…; or, knowing what is lost, landlock.compatibility: best_effort in the policy",
+            ),
         ),
         1..=2 => Finding::new(
             "Landlock",
@@ -137,12 +139,19 @@ pub(crate) fn optional() -> Vec<Finding> {
             format!("ABI {abi}: truncate is not guarded"),
             Some("Linux 6.2; or, knowing what is lost, landlock.compatibility: best_effort in the policy"),
         ),
-        3..=5 => Finding::new("Landlock", Grade::Degraded, format!("ABI {abi}: signals are not scoped"), Some("Linux 6.12")),
+        3..=5 => {
+            Finding::new("Landlock", Grade::Degraded, format!("ABI {abi}: signals are not scoped"), Some("Linux 6.12"))
+        }
         _ => Finding::new("Landlock", Grade::Ok, format!("ABI {abi}"), None),
     });
     let map = IdMap::read();
     findings.push(if map.has(65532, 65532) {
-        Finding::new("user ids", Grade::Ok, if map.is_initial() { "all" } else { "a user namespace with 65532 in it" }, None)
+        Finding::new(
+            "user ids",
+            Grade::Ok,
+            if map.is_initial() { "all" } else { "a user namespace with 65532 in it" },
+            None,
+        )
     } else {
         Finding::new(
             "user ids",

@@ -68,7 +68,7 @@ fn drop_bounding_set() -> Step<()> {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         match remove_capability_from_bounding_set(capability) {
             Ok(()) => {}
-            Err(Errno::INVAL) => break,    // past the last one this kernel knows
+            Err(Errno::INVAL) => break,        // past the last one this kernel knows
             Err(Errno::PERM) => return Ok(()), // no CAP_SETPCAP: the report says so, from /proc/self/status
             Err(errno) => return Err(errno).at("prctl", format!("drop capability {number}")),
         }

@@ -75,7 +75,9 @@ pub(crate) fn prepare(policy: Option<&Landlock>, report: &mut Report) -> Step<Do
     for rule in &policy.paths {
         created = add_path(created, rule, rights, policy.hard, report)?;
     }
-    if report.handled_net != 0 && let Some(tcp) = &policy.tcp {
+    if report.handled_net != 0
+        && let Some(tcp) = &policy.tcp
+    {
         created = add_ports(created, tcp)?;
     }
     if report.rules.is_empty() {
@@ -93,7 +95,7 @@ fn add_path(
 ) -> Step<RulesetCreated> {
     let fd = match open(&rule.path) {
         Ok(fd) => fd,
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !(hard && !rule.derived) => {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !hard || rule.derived => {
             if !rule.derived {
                 report.missing.push(rule.path.clone());
             }
@@ -111,10 +113,10 @@ fn add_path(
     };
     let rights = if directory { wanted } else { wanted & AccessFs::from_file(HIGHEST_FS) };
     let resolved = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd)))
-        .map(|path| path.to_string_lossy().into_owned())
-        .unwrap_or_else(|_| rule.path.clone());
-    let created =
-        created.add_rule(PathBeneath::new(fd, rights)).map_err(|error| refuse("landlock", format!("{}: {error}", rule.path)))?;
+        .map_or_else(|_| rule.path.clone(), |path| path.to_string_lossy().into_owned());
+    let created = created
+        .add_rule(PathBeneath::new(fd, rights))
+        .map_err(|error| refuse("landlock", format!("{}: {error}", rule.path)))?;
     report.rules.push(AppliedRule { path: rule.path.clone(), resolved, rights: rights.bits() });
     Ok(created)
 }

@@ -7,11 +7,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, RawFd},
 };
 
-use rustix::{
-    io::Errno,
-    process::Pid,
-    thread::UnshareFlags,
-};
+use rustix::{io::Errno, process::Pid, thread::UnshareFlags};
 
 use crate::error::{Error, Named as _, Result, check};
 

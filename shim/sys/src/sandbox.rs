@@ -20,7 +20,6 @@ pub fn load_filter(program: &[u64]) -> Result<()> {
     let filter = libc::sock_fprog { len, filter: instructions.as_mut_ptr() };
     // SAFETY: `filter` points at `len` initialised instructions that live until the call returns; the kernel checks and
     // copies them.
-    let result =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0u32, &raw const filter) };
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0u32, &raw const filter) };
     check("seccomp", || format!("SET_MODE_FILTER, {len} instructions"), result).map(drop)
 }

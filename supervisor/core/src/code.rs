@@ -118,21 +118,10 @@ impl Code {
         }
     }
 
-    /// Whether an attempt that fails with this code, before the gate, says something about the image itself.
-    /// Registry, disk and operator reasons never count against an image.
+    /// Whether a failure with this code is remembered against the image's digest: only what the program itself did once
+    /// its gate was open. Registry, disk, spec and operator reasons never count against an image.
     pub fn blames_image(self) -> bool {
-        matches!(
-            self,
-            Self::ContentMismatch
-                | Self::ManifestInvalid
-                | Self::LayerInvalid
-                | Self::WrongPlatform
-                | Self::ProgramUnusable
-                | Self::UserInvalid
-                | Self::ExitedInTrial
-                | Self::Unhealthy
-                | Self::ExecFailed
-        )
+        matches!(self, Self::ExitedInTrial | Self::Unhealthy | Self::ExecFailed)
     }
 }
 

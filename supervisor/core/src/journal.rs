@@ -97,7 +97,9 @@ pub enum SlotError {
     #[error("find a valid slot in the journal")]
     NoneValid,
     /// Written by a newer Molt: it may be booted from, not changed.
-    #[error("write a journal of format {format} with features {features:#x}: this Molt knows {FORMAT} and {FEATURES:#x}")]
+    #[error(
+        "write a journal of format {format} with features {features:#x}: this Molt knows {FORMAT} and {FEATURES:#x}"
+    )]
     Newer {
         /// Its format version.
         format: u32,

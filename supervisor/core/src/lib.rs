@@ -7,6 +7,6 @@ pub mod generation;
 pub mod ids;
 pub mod journal;
 pub mod launch;
-pub mod spec;
 pub mod machine;
+pub mod spec;
 pub mod wire;

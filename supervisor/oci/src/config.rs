@@ -97,9 +97,9 @@ impl Default for Limits {
             reserve: 64 << 20,
             attempts: 4,
             backoff: Duration::from_millis(500),
-            backoff_max: Duration::from_secs(60),
+            backoff_max: Duration::from_mins(1),
             connect: Duration::from_secs(10),
-            stall: Duration::from_secs(60),
+            stall: Duration::from_mins(1),
             deadline: Duration::from_secs(30 * 60),
         }
     }

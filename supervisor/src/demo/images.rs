@@ -30,9 +30,7 @@ pub(super) fn write(folder: &Path) -> anyhow::Result<()> {
             "rootfs": {"type": "layers", "diff_ids": [program.digest, version.digest]},
         });
         let config = put(&layout, config.to_string().as_bytes())?;
-        let layer = |blob: &Blob| {
-            json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": blob.digest, "size": blob.size})
-        };
+        let layer = |blob: &Blob| json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": blob.digest, "size": blob.size});
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",

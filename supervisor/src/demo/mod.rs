@@ -22,7 +22,7 @@ pub(crate) use daemon::{WORD as DAEMON, run as daemon};
 
 use crate::cli::client::Client;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
@@ -36,7 +36,8 @@ struct Story {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Step {
-    step: &'static str,
+    #[serde(rename = "step")]
+    name: &'static str,
     image: String,
     outcome: Option<Outcome>,
     generation: Option<u32>,
@@ -58,7 +59,8 @@ pub(crate) fn run(json: bool, keep: Option<PathBuf>) -> anyhow::Result<u8> {
     images::write(&folder)?;
     // Before the first thread: the rest of this process may fork.
     let sandbox = sandbox::start(&folder)?;
-    let story = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(tell(&folder, &sandbox, json));
+    let story =
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(tell(&folder, &sandbox, json));
     drop(sandbox);
     let story = match story {
         Ok(story) => story,
@@ -104,7 +106,7 @@ async fn tell(folder: &Path, sandbox: &sandbox::Sandbox, json: bool) -> anyhow::
     let degraded = boot(&client, sandbox).await?;
     let mut steps = Vec::new();
     let first = Step {
-        step: "boot",
+        name: "boot",
         image: "demo:v1".to_owned(),
         outcome: Some(Outcome::Confirmed),
         generation: Some(1),
@@ -139,7 +141,7 @@ async fn tell(folder: &Path, sandbox: &sandbox::Sandbox, json: bool) -> anyhow::
         let document: Document = status(&client).await?;
         let runs = document.status.workload.generation;
         let step = Step {
-            step: name,
+            name,
             image: image.map_or_else(|| "demo:v1".to_owned(), |tag| format!("demo:{tag}")),
             outcome: view.outcome,
             generation: runs.map(|generation| generation.0),
@@ -212,7 +214,7 @@ fn gap(micros: Option<u64>) -> String {
 }
 
 fn line(step: &Step) -> String {
-    let what = match step.step {
+    let what = match step.name {
         "boot" => "boot         v1 runs",
         "update" => "update       v2 runs in its place",
         "bad-update" => "bad update   this one never gets ready: v2 is back, by itself",

@@ -4,12 +4,7 @@
 //! In: the demo's folder. Out: a process whose end is the end of everything in it. Must not: be called once this process
 //! has threads; mount anything that outlives it.
 
-use std::{
-    ffi::CString,
-    fs::File,
-    os::fd::AsFd as _,
-    path::Path,
-};
+use std::{ffi::CString, fs::File, os::fd::AsFd as _, path::Path};
 
 use anyhow::{Context as _, bail};
 use molt_sys::process::{Fork, exec, exit_now, fork, unshare_namespaces};
@@ -20,7 +15,7 @@ use rustix::{
         fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree, unmount,
     },
     process::{
-        Pid, Signal, WaitOptions, chdir, fchdir, geteuid, getegid, kill_process, pivot_root,
+        Pid, Signal, WaitOptions, chdir, fchdir, getegid, geteuid, kill_process, pivot_root,
         set_parent_process_death_signal, waitpid,
     },
     thread::UnshareFlags,

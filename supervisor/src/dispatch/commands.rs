@@ -45,7 +45,8 @@ impl Dispatcher {
             }
             Command::Apply { by, reply } => {
                 let staged = self.state.phase == Phase::Held && !self.state.hold;
-                let why = if self.state.hold { "updates are held; `molt release` ends that" } else { "nothing is staged" };
+                let why =
+                    if self.state.hold { "updates are held; `molt release` ends that" } else { "nothing is staged" };
                 drop(reply.send(self.nudge(staged, Event::Apply, &by, why)));
             }
             Command::Confirm { by, reply } => {
@@ -101,8 +102,7 @@ impl Dispatcher {
     }
 
     fn intent(&mut self, target: Target, by: String, note: Option<String>) -> Accepted {
-        let accepted =
-            Accepted { id: UpdateId(self.state.slot.next_update), after_seq: self.context.events.last() };
+        let accepted = Accepted { id: UpdateId(self.state.slot.next_update), after_seq: self.context.events.last() };
         self.take(Event::Intent { target, by, note });
         accepted
     }
@@ -134,9 +134,8 @@ impl Dispatcher {
                 let draft = plan::draft(&context, &request.image, &resolved, &policy)?;
                 plan::refuse_bad(&slot, &draft.record, request.force)?;
                 let record = &draft.record;
-                let noop = now.is_some_and(|now| {
-                    now.same_triple(record.digest, record.policy_digest, record.settings_digest)
-                });
+                let noop =
+                    now.is_some_and(|now| now.same_triple(record.digest, record.policy_digest, record.settings_digest));
                 plan::view(&context, &resolved, &draft, noop)
             };
             let plan: Result<PlanView, Fault> = plan.await;
@@ -150,7 +149,12 @@ impl Dispatcher {
             return;
         };
         if self.state.attempt.is_some() {
-            drop(reply.send(Err(Problem::new(Code::Busy, "an update is under way; what it fetches is not to be removed"))));
+            drop(
+                reply.send(Err(Problem::new(
+                    Code::Busy,
+                    "an update is under way; what it fetches is not to be removed",
+                ))),
+            );
             return;
         }
         let (known, pinned) = (self.state.known.clone(), self.pinned());
@@ -169,7 +173,10 @@ impl Dispatcher {
         let before = self.state.slot.bad.len();
         self.state.slot.bad.retain(|bad| bad.digest != digest);
         if self.state.slot.bad.len() == before {
-            return Err(Problem::new(Code::NotFound, format!("{digest} is not remembered as bad; `molt bad list` shows what is")));
+            return Err(Problem::new(
+                Code::NotFound,
+                format!("{digest} is not remembered as bad; `molt bad list` shows what is"),
+            ));
         }
         tracing::info!(%digest, by, "forgotten as bad");
         let slot = self.state.slot.clone();

@@ -109,7 +109,10 @@ impl Dispatcher {
         }
         let store = self.context.store.as_ref();
         let in_force = self.state.serving.map(|run| run.generation).or(self.state.slot.confirmed);
-        store.zip(in_force).and_then(|(store, generation)| store.policy(generation).ok()).unwrap_or_else(|| self.context.policy.clone())
+        store
+            .zip(in_force)
+            .and_then(|(store, generation)| store.policy(generation).ok())
+            .unwrap_or_else(|| self.context.policy.clone())
     }
 
     fn plan(&mut self, id: UpdateId) -> Event {
@@ -132,9 +135,11 @@ impl Dispatcher {
         }
         plan::refuse_bad(&self.state.slot, &draft.record, attempt.force)?;
         let record = &draft.record;
-        let noop = self.state.serving.and_then(|run| self.state.known.get(&run.generation)).is_some_and(|now| {
-            now.same_triple(record.digest, record.policy_digest, record.settings_digest)
-        });
+        let noop = self
+            .state
+            .serving
+            .and_then(|run| self.state.known.get(&run.generation))
+            .is_some_and(|now| now.same_triple(record.digest, record.policy_digest, record.settings_digest));
         if !noop {
             plan::view(&self.context, resolved, &draft, noop)?;
         }
@@ -398,7 +403,8 @@ impl Dispatcher {
     }
 
     fn evidence(&self, generation: Generation, exit_status: Option<i32>) -> Evidence {
-        let instance = self.live.values().filter(|live| live.run.generation == generation).map(|live| live.run.instance).max();
+        let instance =
+            self.live.values().filter(|live| live.run.generation == generation).map(|live| live.run.instance).max();
         let instance = instance.or_else(|| self.transcripts.keys().copied().max());
         let probes = instance.and_then(|instance| self.transcripts.get(&instance)).map(prove::Transcript::lines);
         Evidence {

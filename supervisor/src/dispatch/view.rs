@@ -132,7 +132,8 @@ impl Dispatcher {
             since: clock::text(bad.since_ms),
         });
         let bad: Vec<BadView> = bad.collect();
-        let (confirmed, trial, previous, staged) = (shown(slot.confirmed), shown(trial), shown(slot.previous), shown(staged));
+        let (confirmed, trial, previous, staged) =
+            (shown(slot.confirmed), shown(trial), shown(slot.previous), shown(staged));
         let update = self.state.attempt.as_ref().map(|attempt| self.under_way(attempt));
         let live = self.serving();
         let confinement = live.map(|live| live.report.clone());
@@ -150,7 +151,8 @@ impl Dispatcher {
         let hold = self.hold.as_ref().filter(|_| self.state.hold).map(|hold| HoldView {
             by: hold.by.clone(),
             reason: hold.reason.clone(),
-            ttl_ms: u64::try_from(hold.until.saturating_duration_since(std::time::Instant::now()).as_millis()).unwrap_or(0),
+            ttl_ms: u64::try_from(hold.until.saturating_duration_since(std::time::Instant::now()).as_millis())
+                .unwrap_or(0),
         });
         let mut updates: Vec<UpdateView> = self.history.iter().cloned().collect();
         updates.extend(update.clone());
@@ -227,7 +229,8 @@ impl Dispatcher {
             ),
         ];
         if default_identity {
-            let message = "no user is named by policy, spec or image, and the image has no user `sandbox`: it runs as 65532";
+            let message =
+                "no user is named by policy, spec or image, and the image has no user `sandbox`: it runs as 65532";
             all.push(board.condition("DefaultIdentity", true, "NobodyNamed", message.to_owned()));
         }
         if as_root {

@@ -14,7 +14,7 @@ use std::{
 use molt_core::{
     code::Code,
     generation::Record,
-    launch::{Confinement, Failure, Fds, FromShim, Identity, Launch, LateMount, Limits, ProcMode, Report, VERSION},
+    launch::{Confinement, Failure, Fds, FromShim, Identity, LateMount, Launch, Limits, ProcMode, Report, VERSION},
     machine::{Event, Run},
     spec::UserRef,
 };
@@ -220,7 +220,10 @@ fn good_enough(live: &Live, identity: &Identity, in_force: Option<&InForce>) -> 
         weak.push(format!("it runs as {}:{}", report.uid, report.gid));
     }
     if !weak.is_empty() {
-        return Err(Fault::new(Code::ConfinementFailed, format!("the new generation is not confined: {}", weak.join(", "))));
+        return Err(Fault::new(
+            Code::ConfinementFailed,
+            format!("the new generation is not confined: {}", weak.join(", ")),
+        ));
     }
     let Some(before) = in_force else { return Ok(()) };
     let same_policy = before.policy_digest == live.record.policy_digest;
@@ -331,7 +334,8 @@ fn confine(
         Policy::Unconfined => molt_policy::unconfined(),
         Policy::Written(policy) => molt_policy::lower(policy, &lowering),
         Policy::Default => {
-            let readable: Vec<&str> = [program, record.program.cwd.as_str()].into_iter().filter(|path| path.starts_with('/')).collect();
+            let readable: Vec<&str> =
+                [program, record.program.cwd.as_str()].into_iter().filter(|path| path.starts_with('/')).collect();
             molt_policy::lower(&molt_policy::default_policy_for(&spec.state, &readable), &lowering)
         }
     };
@@ -352,8 +356,8 @@ fn proxy_ports(env: &BTreeMap<String, String>) -> Vec<u16> {
 
 /// Whether the workload's user can write its state; the line that mends it if not.
 fn writable(path: &str, source: &OwnedFd, identity: &Identity) -> Result<(), Fault> {
-    let stat = fstat(source)
-        .map_err(|errno| Fault::from(RootError::new("look at", path, errno, Code::StateUnmountable)))?;
+    let stat =
+        fstat(source).map_err(|errno| Fault::from(RootError::new("look at", path, errno, Code::StateUnmountable)))?;
     let mode = stat.st_mode;
     let own = stat.st_uid == identity.uid && mode & 0o300 == 0o300;
     let group = (stat.st_gid == identity.gid || identity.groups.contains(&stat.st_gid)) && mode & 0o030 == 0o030;
@@ -410,8 +414,6 @@ fn carried_proc() -> Result<OwnedFd, Fault> {
 pub(crate) fn answer(run: Run, result: &Result<(), Fault>) -> Event {
     match result {
         Ok(()) => Event::Armed { instance: run.instance },
-        Err(fault) => {
-            Event::NotArmed { instance: run.instance, code: fault.code, message: fault.message.clone() }
-        }
+        Err(fault) => Event::NotArmed { instance: run.instance, code: fault.code, message: fault.message.clone() },
     }
 }

@@ -3,7 +3,7 @@
 //! In: a resolved image. Out: layer names, top first; progress events. Must not: leave anything behind on failure.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -26,7 +26,7 @@ pub(crate) async fn fetch(context: &Context, id: UpdateId, resolved: &Resolved) 
         events: context.events.clone(),
         id,
         layers: resolved.layers.len(),
-        told: Arc::new(Mutex::new(vec![None; resolved.layers.len()])),
+        told: Mutex::new(vec![None; resolved.layers.len()]),
     };
     let deadline = context.spec.update.pull_deadline.as_duration();
     let fetched = tokio::time::timeout(deadline, context.client.fetch(resolved, &store.content, &progress))
@@ -47,8 +47,11 @@ struct Teller {
     events: crate::observe::events::EventLog,
     id: UpdateId,
     layers: usize,
-    told: Arc<Mutex<Vec<Option<(LayerState, Instant)>>>>,
+    told: Mutex<Vec<Told>>,
 }
+
+/// What was last said of a layer, and when.
+type Told = Option<(LayerState, Instant)>;
 
 const EVERY: Duration = Duration::from_millis(100);
 
@@ -67,14 +70,8 @@ impl Progress for Teller {
             LayerState::Fetching => "fetching",
             LayerState::Done => "done",
         };
-        let what = What::Progress {
-            layer: index,
-            layers: self.layers,
-            digest: *digest,
-            done,
-            total,
-            state: state.to_owned(),
-        };
+        let what =
+            What::Progress { layer: index, layers: self.layers, digest: *digest, done, total, state: state.to_owned() };
         self.events.publish(Some(self.id), what);
     }
 

@@ -70,13 +70,13 @@ pub(crate) struct Draft {
 /// Image config and spec, merged: the spec wins, for every generation.
 pub(crate) fn program(spec: &Spec, image: &ImageConfig) -> Program {
     let workload = &spec.workload;
-    let (mut argv, args) = if workload.command.is_empty() {
-        let args = if workload.args.is_empty() { &image.cmd } else { &workload.args };
-        (image.entrypoint.clone(), args)
+    let (mut argv, rest) = if workload.command.is_empty() {
+        let rest = if workload.args.is_empty() { &image.cmd } else { &workload.args };
+        (image.entrypoint.clone(), rest)
     } else {
         (workload.command.clone(), &workload.args)
     };
-    argv.extend(args.iter().cloned());
+    argv.extend(rest.iter().cloned());
     let mut env: BTreeMap<String, String> = image
         .env
         .iter()
@@ -112,12 +112,7 @@ pub(crate) fn settings_digest(spec: &Spec, program: &Program) -> Digest {
 }
 
 /// Makes the draft of a generation from an image.
-pub(crate) fn draft(
-    context: &Context,
-    image: &ImageRef,
-    resolved: &Resolved,
-    policy: &str,
-) -> Result<Draft, Fault> {
+pub(crate) fn draft(context: &Context, image: &ImageRef, resolved: &Resolved, policy: &str) -> Result<Draft, Fault> {
     let spec = &context.spec;
     let checked = Policy::read(policy)?;
     let program = program(spec, &resolved.image);
@@ -140,9 +135,12 @@ pub(crate) fn draft(
     if let Policy::Written(policy) = &checked {
         let files = policy.filesystem_policy.as_ref();
         for state in &spec.state {
-            let named = files.is_none_or(|files| files.read_write.iter().any(|path| crate::rootfs::carry::within(state, path)));
+            let named =
+                files.is_none_or(|files| files.read_write.iter().any(|path| crate::rootfs::carry::within(state, path)));
             if !named {
-                warnings.push(format!("the policy does not let the workload write to its state, {state}: add it to read_write"));
+                warnings.push(format!(
+                    "the policy does not let the workload write to its state, {state}: add it to read_write"
+                ));
             }
         }
     }
@@ -178,10 +176,13 @@ fn warnings(spec: &Spec, image: &ImageConfig, program: &Program) -> Vec<String> 
     let first = names.first().map_or("", String::as_str);
     let whole = program.argv.first().map_or("", String::as_str);
     if whole == "/init" || first == "s6-svscan" || first.starts_with("s6-overlay") {
-        warnings.push(format!("{whole} looks like s6-overlay, which wants to be PID 1 and root; run its program directly"));
+        warnings
+            .push(format!("{whole} looks like s6-overlay, which wants to be PID 1 and root; run its program directly"));
     }
     if first == "systemd" || whole == "/sbin/init" || whole == "/usr/sbin/init" {
-        warnings.push(format!("{whole} looks like systemd, which wants to be PID 1, root, and cgroups; run one service directly"));
+        warnings.push(format!(
+            "{whole} looks like systemd, which wants to be PID 1, root, and cgroups; run one service directly"
+        ));
     }
     if names.iter().any(|name| matches!(name.as_str(), "gosu" | "su-exec" | "setpriv" | "runuser" | "sudo")) {
         warnings.push(
@@ -189,7 +190,10 @@ fn warnings(spec: &Spec, image: &ImageConfig, program: &Program) -> Vec<String> 
         );
     }
     if spec.workload.allow_root {
-        warnings.push("allowRoot: user 0 may run, without a capability; entrypoints that chown or switch user (gosu) will fail".to_owned());
+        warnings.push(
+            "allowRoot: user 0 may run, without a capability; entrypoints that chown or switch user (gosu) will fail"
+                .to_owned(),
+        );
     }
     warnings
 }

@@ -65,17 +65,16 @@ pub(crate) struct Prover {
 impl Prover {
     /// Probes until told to stop (by being dropped) or until the verdict is final.
     pub(crate) async fn prove(mut self, purpose: Purpose) {
-        if purpose != Purpose::Watch {
-            if let Err(message) = self.become_ready().await {
-                return self.tell_unhealthy(message);
-            }
-            self.tell_ready(true);
-            if let Err(message) = self.monitor().await {
-                return self.tell_unhealthy(message);
-            }
-            let _ = self.answers.send(Event::Proven { instance: self.run.instance });
-        } else {
-            self.watch().await;
+        if purpose == Purpose::Watch {
+            return self.watch().await;
+        }
+        if let Err(message) = self.become_ready().await {
+            return self.tell_unhealthy(message);
+        }
+        self.tell_ready(true);
+        match self.monitor().await {
+            Ok(()) => drop(self.answers.send(Event::Proven { instance: self.run.instance })),
+            Err(message) => self.tell_unhealthy(message),
         }
     }
 
@@ -119,7 +118,10 @@ impl Prover {
                 let until = extended.map_or(deadline, |extended| extended.max(deadline));
                 if Instant::now() >= until {
                     let limit = self.health.startup_deadline;
-                    return Err(format!("not ready within {limit}: the {name} probe ({}) says: {why}", describe(&probe)));
+                    return Err(format!(
+                        "not ready within {limit}: the {name} probe ({}) says: {why}",
+                        describe(&probe)
+                    ));
                 }
                 self.pause(&probe, began, until).await;
             }
@@ -148,14 +150,12 @@ impl Prover {
         let window = self.health.monitor.as_duration();
         let until = Instant::now() + window;
         let mut misses = [0u32; 2];
-        let probes: Vec<(usize, &'static str, Probe)> = [
-            (0, "readiness", self.health.readiness.clone()),
-            (1, "liveness", self.health.liveness.clone()),
-        ]
-        .into_iter()
-        .filter_map(|(at, name, probe)| Some((at, name, probe?)))
-        .filter(|(_, _, probe)| !matches!(probe.action, Action::Notify))
-        .collect();
+        let probes: Vec<(usize, &'static str, Probe)> =
+            [(0, "readiness", self.health.readiness.clone()), (1, "liveness", self.health.liveness.clone())]
+                .into_iter()
+                .filter_map(|(at, name, probe)| Some((at, name, probe?)))
+                .filter(|(_, _, probe)| !matches!(probe.action, Action::Notify))
+                .collect();
         let period = probes.iter().map(|(_, _, probe)| probe.period.as_duration()).min();
         while Instant::now() < until {
             let Some(period) = period else {
@@ -171,7 +171,10 @@ impl Prover {
                     Err(why) => {
                         *count += 1;
                         if *count >= probe.failure_threshold {
-                            return Err(format!("the {name} probe ({}) failed {count} times in its trial: {why}", describe(probe)));
+                            return Err(format!(
+                                "the {name} probe ({}) failed {count} times in its trial: {why}",
+                                describe(probe)
+                            ));
                         }
                     }
                 }
@@ -191,7 +194,9 @@ impl Prover {
                 }
                 sleep(probe.period.as_duration()).await;
             }
-            last.map_err(|why| format!("the {name} probe ({}) failed at the end of its trial: {why}", describe(probe)))?;
+            last.map_err(|why| {
+                format!("the {name} probe ({}) failed at the end of its trial: {why}", describe(probe))
+            })?;
         }
         Ok(())
     }

@@ -14,7 +14,14 @@ use crate::workload::run::Init;
 const KILLED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Stops `run`.
-pub(crate) async fn stop(init: Arc<Init>, run: Run, signal: i32, grace: Duration, patience: Patience, answers: Answers) {
+pub(crate) async fn stop(
+    init: Arc<Init>,
+    run: Run,
+    signal: i32,
+    grace: Duration,
+    patience: Patience,
+    answers: Answers,
+) {
     let mut gone = init.gone();
     let wait = |limit: Duration, mut gone: tokio::sync::watch::Receiver<bool>| async move {
         tokio::time::timeout(limit, gone.wait_for(|gone| *gone)).await.is_ok()

@@ -82,7 +82,8 @@ fn choose(points: &[String], state: &[String], own: &[String], exceptions: &[spe
         .iter()
         .filter(|point| {
             let asked = exceptions.iter().find(|mount| mount.path == **point).map(|mount| mount.carry);
-            let never = point.as_str() == "/" || ours.contains(point) || within(point, "/proc") || within(point, "/dev");
+            let never =
+                point.as_str() == "/" || ours.contains(point) || within(point, "/proc") || within(point, "/dev");
             let by_default = !kernel(point) && !state.iter().any(|state| within(point, state));
             !never && asked.unwrap_or(by_default)
         })
@@ -146,7 +147,8 @@ impl Carried {
 
 /// Whether `path` is a mount point of PID 1's namespace.
 pub(crate) fn is_mount_point(path: &str) -> bool {
-    std::fs::read_to_string("/proc/self/mountinfo").is_ok_and(|text| mount_points(&text).iter().any(|point| point == path))
+    std::fs::read_to_string("/proc/self/mountinfo")
+        .is_ok_and(|text| mount_points(&text).iter().any(|point| point == path))
 }
 
 /// An `O_PATH` descriptor of PID 1's own view of `path`.
@@ -183,7 +185,8 @@ mod tests {
         let own = text(&["/var/lib/molt", "/run/secrets/pull/config.json", "/etc/molt/sandbox.yaml"]);
         let chosen = choose(&mount_points(INFO), &text(&["/sandbox/state"]), &own, &[]);
         let paths: Vec<&str> = chosen.iter().map(|(path, _)| path.as_str()).collect();
-        let expected = ["/sys", "/run", "/etc/resolv.conf", "/mnt/with space", "/var/run/secrets/kubernetes.io/serviceaccount"];
+        let expected =
+            ["/sys", "/run", "/etc/resolv.conf", "/mnt/with space", "/var/run/secrets/kubernetes.io/serviceaccount"];
         assert_eq!(paths, expected);
         assert_eq!(chosen.first(), Some(&("/sys".to_owned(), true)));
     }
@@ -192,7 +195,8 @@ mod tests {
     fn the_spec_s_exceptions_hold_except_for_molt_s_own() {
         let own = text(&["/var/lib/molt"]);
         let mount = |path: &str, carry, read_only| spec::Mount { path: path.to_owned(), carry, read_only };
-        let exceptions = [mount("/run", false, false), mount("/etc/resolv.conf", true, true), mount("/var/lib/molt", true, false)];
+        let exceptions =
+            [mount("/run", false, false), mount("/etc/resolv.conf", true, true), mount("/var/lib/molt", true, false)];
         let chosen = choose(&mount_points(INFO), &text(&["/sandbox/state"]), &own, &exceptions);
         assert!(chosen.contains(&("/etc/resolv.conf".to_owned(), true)));
         assert!(!chosen.iter().any(|(path, _)| path == "/run" || path == "/var/lib/molt"));

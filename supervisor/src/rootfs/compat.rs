@@ -49,6 +49,8 @@ impl Drop for Anchor {
     }
 }
 
+static SERIAL: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
 /// Keeps `mount` detached where that is enough, else mounts it below `anchors`.
 pub(super) fn anchor(
     mount: OwnedFd,
@@ -59,7 +61,6 @@ pub(super) fn anchor(
     if !pretend_older_than(6, 15) && open_tree(&mount, "", clone).is_ok() {
         return Ok((mount, None));
     }
-    static SERIAL: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     let serial = SERIAL.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let place = anchors.join(format!("{generation}-{serial}"));
     let fail = |step, why: &dyn std::fmt::Display| {

@@ -10,11 +10,7 @@ mod overlay;
 pub(crate) mod place;
 pub(crate) mod users;
 
-use std::{
-    os::fd::OwnedFd,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use molt_core::{code::Code, generation::Record};
 use molt_sys::mount::{Attributes, Propagation, set_attributes};
@@ -41,7 +37,7 @@ pub(crate) struct RootError {
 }
 
 impl RootError {
-    pub(crate) fn new(step: &'static str, about: impl Into<String>, why: impl ToString, code: Code) -> Self {
+    pub(crate) fn new(step: &'static str, about: impl Into<String>, why: impl std::fmt::Display, code: Code) -> Self {
         Self { step, about: about.into(), why: why.to_string(), code }
     }
 }

@@ -35,7 +35,8 @@ pub(super) fn mount(store: &Store, parts: &Parts, record: &Record) -> Result<Own
     }
     let open = |name: &str| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        openat(&folder, name, flags, Mode::empty()).map_err(|errno| fail("open", format!("{name}: {errno}"), Code::StoreUnusable))
+        openat(&folder, name, flags, Mode::empty())
+            .map_err(|errno| fail("open", format!("{name}: {errno}"), Code::StoreUnusable))
     };
     if lowers.is_empty() {
         // An image without layers is an empty root; overlayfs wants one lower all the same.

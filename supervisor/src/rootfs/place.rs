@@ -30,7 +30,9 @@ pub(super) fn for_state(root: &OwnedFd, path: &str) -> Result<OwnedFd, RootError
             result => result,
         };
         let next = next.map_err(|errno| match errno {
-            Errno::LOOP => refuse(&format!("'{name}' is a symbolic link in the image; state is mounted on folders only")),
+            Errno::LOOP => {
+                refuse(&format!("'{name}' is a symbolic link in the image; state is mounted on folders only"))
+            }
             errno => refuse(&errno.to_string()),
         })?;
         let kind = fstat(&next).map(|stat| FileType::from_raw_mode(stat.st_mode));

@@ -57,7 +57,10 @@ fn find(passwd: &str, groups: &str, wanted: Option<&UserRef>, group: Option<&Pri
             let fields = entry(passwd, name).ok_or_else(|| {
                 refuse(name, "the image's /etc/passwd has no such user; give workload.user or the policy's run_as_user as a number")
             })?;
-            (Some(fields.clone()), number(&fields, 2).ok_or_else(|| refuse(name, "its line in /etc/passwd is malformed"))?)
+            (
+                Some(fields.clone()),
+                number(&fields, 2).ok_or_else(|| refuse(name, "its line in /etc/passwd is malformed"))?,
+            )
         }
         Principal::Id(uid) => {
             let line = passwd.lines().map(fields).find(|fields| number(fields, 2) == Some(*uid));

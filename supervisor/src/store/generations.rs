@@ -49,7 +49,8 @@ impl Store {
         self.sync()?;
         // A folder of that number is one whose trial was never recorded.
         self.discard(&number.to_string())?;
-        renameat(&self.generations, &new, &self.generations, number.to_string()).map_err(self.failed("name", number))?;
+        renameat(&self.generations, &new, &self.generations, number.to_string())
+            .map_err(self.failed("name", number))?;
         fsync(&self.generations).map_err(self.failed("sync", number))
     }
 
@@ -57,7 +58,8 @@ impl Store {
     pub(crate) fn mark(&self, generation: Generation) -> Result<(), StoreError> {
         let folder = self.folder(generation)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(&folder, CONFIRMED, flags, Mode::from_raw_mode(0o600)).map_err(self.failed("mark", generation))?;
+        let file =
+            openat(&folder, CONFIRMED, flags, Mode::from_raw_mode(0o600)).map_err(self.failed("mark", generation))?;
         fsync(&file).and_then(|()| fsync(&folder)).map_err(self.failed("sync", generation))
     }
 
@@ -68,7 +70,8 @@ impl Store {
 
     /// A generation's folder.
     pub(crate) fn folder(&self, generation: Generation) -> Result<OwnedFd, StoreError> {
-        openat(&self.generations, generation.to_string(), FOLDER, Mode::empty()).map_err(self.failed("open", generation))
+        openat(&self.generations, generation.to_string(), FOLDER, Mode::empty())
+            .map_err(self.failed("open", generation))
     }
 
     /// Its policy, as text.
@@ -87,12 +90,13 @@ impl Store {
             .collect();
         for name in names {
             match name.parse::<Generation>() {
-                Ok(number) => match self.record(number) {
-                    Some(record) => {
+                Ok(number) => {
+                    if let Some(record) = self.record(number) {
                         known.insert(number, record);
+                    } else {
+                        tracing::warn!(generation = number.0, "generation without a readable record is ignored");
                     }
-                    None => tracing::warn!(generation = number.0, "generation without a readable record is ignored"),
-                },
+                }
                 Err(_) => self.discard(&name)?,
             }
         }

@@ -60,15 +60,7 @@ impl Journal {
             Err(errno) => return Err(call("open")(errno)),
         };
         let mut bytes = vec![0; FILE_BYTES];
-        let mut length = 0;
-        while !made {
-            match pread(&file, bytes.get_mut(length..).unwrap_or_default(), length as u64) {
-                Ok(0) => break,
-                Ok(more) => length += more,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(call("read")(errno)),
-            }
-        }
+        let length = if made { 0 } else { read_all(&file, &mut bytes).map_err(call("read"))? };
         // A file cut short is one whose making was interrupted, before anything else was.
         let opened = if made || length < FILE_BYTES || bytes.iter().all(|byte| *byte == 0) {
             write_all(&file, &vec![0; FILE_BYTES], 0).map_err(call("fill"))?;
@@ -96,6 +88,18 @@ impl Journal {
         self.sequence = slot.sequence;
         write_all(&self.file, &bytes, slot.offset()).map_err(|errno| JournalError::Call { verb: "write", errno })?;
         fdatasync(&self.file).map_err(|errno| JournalError::Call { verb: "sync", errno })
+    }
+}
+
+fn read_all(file: &OwnedFd, bytes: &mut [u8]) -> rustix::io::Result<usize> {
+    let mut length = 0;
+    loop {
+        match pread(file, bytes.get_mut(length..).unwrap_or_default(), length as u64) {
+            Ok(0) => return Ok(length),
+            Ok(more) => length += more,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
     }
 }
 

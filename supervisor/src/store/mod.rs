@@ -34,7 +34,9 @@ pub(crate) enum StoreError {
         errno: Errno,
     },
     /// An overlay cannot hold the upper folder of another.
-    #[error("use {0} as the store: it lies on the container's own overlay, which cannot hold the writable layer of a generation")]
+    #[error(
+        "use {0} as the store: it lies on the container's own overlay, which cannot hold the writable layer of a generation"
+    )]
     OnOverlay(String),
     /// Nothing can be written.
     #[error("use {0} as the store: it is read-only")]

@@ -3,11 +3,7 @@
 //! In: a probe, the run it asks. Out: healthy or why not. Must not: follow a redirect, read more than 4 KiB, outlive its
 //! timeout, or run anything outside the workload's confinement.
 
-use std::{
-    collections::BTreeMap,
-    os::fd::AsFd as _,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, os::fd::AsFd as _, sync::Arc};
 
 use molt_core::spec::{Action, HttpGet, Probe};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -80,8 +76,10 @@ async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
 
 async fn http(get: &HttpGet) -> Result<(), String> {
     let mut stream = connect(&get.host, get.port).await?;
-    let request =
-        format!("GET {} HTTP/1.1\r\nHost: {}:{}\r\nUser-Agent: molt\r\nConnection: close\r\n\r\n", get.path, get.host, get.port);
+    let request = format!(
+        "GET {} HTTP/1.1\r\nHost: {}:{}\r\nUser-Agent: molt\r\nConnection: close\r\n\r\n",
+        get.path, get.host, get.port
+    );
     stream.write_all(request.as_bytes()).await.map_err(|error| format!("send: {error}"))?;
     let mut head = Vec::new();
     let mut chunk = [0; 512];

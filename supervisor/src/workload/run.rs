@@ -16,7 +16,10 @@ use molt_core::{
     launch::{Confinement, ExecRequest, FromShim, Report, ToShim},
     machine::{Event, Run},
 };
-use rustix::{io::Errno, process::{Signal, pidfd_send_signal}};
+use rustix::{
+    io::Errno,
+    process::{Signal, pidfd_send_signal},
+};
 use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, oneshot, watch},
@@ -162,10 +165,7 @@ impl Init {
                 message = self.next() => message,
                 () = self.wait_gone() => {
                     // Whatever was sent before the end is still in the socket.
-                    match tokio::time::timeout(std::time::Duration::ZERO, self.next()).await {
-                        Ok(message) => message,
-                        Err(_) => None,
-                    }
+                    tokio::time::timeout(std::time::Duration::ZERO, self.next()).await.unwrap_or_default()
                 }
             };
             match message {

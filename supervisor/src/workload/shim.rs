@@ -41,7 +41,7 @@ impl Shim {
     /// Seals the shim into memory, or where that may not be executed into an unnamed root-only file of `store`, and
     /// starts it once to see that it runs.
     pub(crate) fn keep(store: Option<&Path>) -> Result<Self, ShimError> {
-        let sealed = memory().and_then(|file| Self::tested(file));
+        let sealed = memory().and_then(Self::tested);
         match (sealed, store) {
             (Ok(shim), _) => Ok(shim),
             (Err(_), Some(store)) => Self::tested(unnamed(store)?),

@@ -8,13 +8,7 @@ use super::{
     event::Target,
     rest::{self, runs_now},
 };
-use crate::{
-    code::Code,
-    generation::Record,
-    ids::UpdateId,
-    journal::Bad,
-    wire::Outcome,
-};
+use crate::{code::Code, generation::Record, ids::UpdateId, journal::Bad, wire::Outcome};
 
 /// Takes an intent: begins it, lets it supersede one before the gate, or queues it behind one past the gate.
 pub(super) fn intent(
@@ -48,7 +42,7 @@ pub(super) fn intent(
         Phase::Idle | Phase::Degraded => begin(state, now, attempt, out),
         phase if phase.before_gate() => {
             let by = attempt.id;
-            abort(state, now, Code::Superseded, &format!("superseded by {by}"), out);
+            abort(state, Code::Superseded, &format!("superseded by {by}"), out);
             begin(state, now, attempt, out);
         }
         _ => {
@@ -216,7 +210,7 @@ pub(super) fn release(state: &mut State, out: &mut Vec<Effect>) {
 
 pub(super) fn cancel(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
     if state.phase.before_gate() && state.attempt.as_ref().is_some_and(|attempt| attempt.kind != Kind::Boot) {
-        abort(state, now, Code::Superseded, "cancelled", out);
+        abort(state, Code::Superseded, "cancelled", out);
         rest::settle(state, now, out);
     }
 }
@@ -226,7 +220,7 @@ pub(super) fn failed(
     now: Moment,
     id: UpdateId,
     code: Code,
-    message: String,
+    message: &str,
     refused: bool,
     out: &mut Vec<Effect>,
 ) {
@@ -238,25 +232,15 @@ pub(super) fn failed(
         rest::first_boot_failed(state, code, message, out);
         return;
     }
-    finish_before_gate(state, now, code, message, refused, out);
+    finish_before_gate(state, code, message, refused, out);
     rest::settle(state, now, out);
 }
 
 /// Ends the attempt before the gate; the serving run never noticed.
-pub(super) fn finish_before_gate(
-    state: &mut State,
-    now: Moment,
-    code: Code,
-    message: String,
-    refused: bool,
-    out: &mut Vec<Effect>,
-) {
+pub(super) fn finish_before_gate(state: &mut State, code: Code, message: &str, refused: bool, out: &mut Vec<Effect>) {
     drop_standby(state, out);
     let Some(attempt) = state.attempt.take() else { return };
     out.push(Effect::Cancel(attempt.id));
-    if code.blames_image() {
-        remember_bad(state, now, &attempt, code);
-    }
     let outcome = if refused { Outcome::Refused } else { Outcome::Aborted };
     let message = format!("{message}; {}", runs_now(state));
     end(state, attempt, outcome, Some(code), message, out);
@@ -267,8 +251,8 @@ pub(super) fn finish_before_gate(
     state.phase = Phase::Idle;
 }
 
-fn abort(state: &mut State, now: Moment, code: Code, message: &str, out: &mut Vec<Effect>) {
-    finish_before_gate(state, now, code, message.to_owned(), false, out);
+fn abort(state: &mut State, code: Code, message: &str, out: &mut Vec<Effect>) {
+    finish_before_gate(state, code, message, false, out);
 }
 
 /// Lets the armed shim go.
@@ -297,4 +281,3 @@ pub(super) fn end(
 ) {
     out.push(Effect::End(Box::new(Ended { attempt, outcome, reason, message })));
 }
-

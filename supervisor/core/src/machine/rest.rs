@@ -120,11 +120,14 @@ pub(super) fn started(state: &mut State, now: Moment, run: Run, out: &mut Vec<Ef
 }
 
 /// No image to be had yet: the endpoint is up, it is tried again for ever.
-pub(super) fn first_boot_failed(state: &mut State, code: Code, message: String, out: &mut Vec<Effect>) {
+pub(super) fn first_boot_failed(state: &mut State, code: Code, message: &str, out: &mut Vec<Effect>) {
     state.phase = Phase::Resolving;
     let wait = backoff_ms(state.restarts);
     state.restarts = state.restarts.saturating_add(1);
-    out.push(Effect::Warn(format!("failed to get the first image ({code}): {message}; tried again in {} s", wait / 1000)));
+    out.push(Effect::Warn(format!(
+        "failed to get the first image ({code}): {message}; tried again in {} s",
+        wait / 1000
+    )));
     out.push(Effect::Wait(wait));
 }
 
@@ -137,7 +140,8 @@ pub(super) fn boot_fallback(state: &mut State, code: Code, message: &str, out: &
         None
     };
     let next = next.or_else(|| {
-        Some(Generation(0)).filter(|zero| *zero != failed && state.known.contains_key(zero) && state.slot.confirmed.is_some())
+        Some(Generation(0))
+            .filter(|zero| *zero != failed && state.known.contains_key(zero) && state.slot.confirmed.is_some())
     });
     if let Some(next) = next {
         out.push(Effect::Warn(format!("failed to start generation {failed}: {message}; generation {next} is tried")));
@@ -194,7 +198,7 @@ pub(super) fn exited(state: &mut State, now: Moment, instance: u64, status: i32,
         Phase::Idle => leave_with(state, status, out),
         phase if phase.before_gate() => {
             let message = format!("the running workload exited with status {status}, so molt exits too");
-            finish_before_gate(state, now, Code::Superseded, message, false, out);
+            finish_before_gate(state, Code::Superseded, &message, false, out);
             leave_with(state, status, out);
         }
         Phase::Degraded => {
@@ -218,7 +222,7 @@ pub(super) fn leave(state: &mut State, out: &mut Vec<Effect>) {
     out.push(Effect::Exit(state.exit_status.or(by_signal).unwrap_or(0)));
 }
 
-pub(super) fn terminate(state: &mut State, now: Moment, signal: i32, out: &mut Vec<Effect>) {
+pub(super) fn terminate(state: &mut State, signal: i32, out: &mut Vec<Effect>) {
     if state.stopping.is_some() {
         if let Some(run) = state.serving {
             out.push(Effect::Stop(run, Patience::Kill));
@@ -227,7 +231,7 @@ pub(super) fn terminate(state: &mut State, now: Moment, signal: i32, out: &mut V
     }
     state.stopping = Some(signal);
     if state.phase.before_gate() {
-        finish_before_gate(state, now, Code::Superseded, "molt was asked to stop".to_owned(), false, out);
+        finish_before_gate(state, Code::Superseded, "molt was asked to stop", false, out);
     }
     if matches!(state.phase, Phase::Swapping | Phase::Proving | Phase::AwaitingConfirm)
         && let Some(trial) = state.slot.trial.as_mut()

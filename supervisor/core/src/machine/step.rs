@@ -24,7 +24,7 @@ pub fn step(state: &mut State, now: Moment, event: Event) -> Vec<Effect> {
         Event::Fetched { id } => before::fetched(state, id, &mut out),
         Event::Staged { id, record } => before::staged(state, now, id, *record, &mut out),
         Event::Failed { id, code, message, refused } => {
-            before::failed(state, now, id, code, message, refused, &mut out);
+            before::failed(state, now, id, code, &message, refused, &mut out);
         }
         Event::Armed { instance } => swap::armed(state, now, instance, &mut out),
         Event::NotArmed { instance, code, message } => {
@@ -44,7 +44,7 @@ pub fn step(state: &mut State, now: Moment, event: Event) -> Vec<Effect> {
         Event::Confirm => proving::confirm(state, &mut out),
         Event::Reject => proving::reject(state, now, &mut out),
         Event::Waited => proving::waited(state, now, &mut out),
-        Event::Terminate { signal } => rest::terminate(state, now, signal, &mut out),
+        Event::Terminate { signal } => rest::terminate(state, signal, &mut out),
         Event::Collected { known } => state.known = known,
     }
     out

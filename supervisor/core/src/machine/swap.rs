@@ -24,9 +24,8 @@ pub(super) fn armed(state: &mut State, now: Moment, instance: u64, out: &mut Vec
     let Some(attempt) = state.attempt.as_ref() else { return };
     let id = attempt.id;
     match (attempt.kind, state.serving) {
-        (Kind::Boot, _) => open(state, out),
         (Kind::Restart, Some(_)) => quiesce(state, now, out),
-        (Kind::Restart, None) => open(state, out),
+        (Kind::Boot, _) | (Kind::Restart, None) => open(state, out),
         _ if state.hold => state.phase = Phase::Held,
         // A trial that a clean stop interrupted goes on: it is recorded already.
         (Kind::Update | Kind::Rollback, None) if state.slot.trial.is_some() => open(state, out),
@@ -60,7 +59,7 @@ pub(super) fn not_armed(
                 retry_later(state, out);
             }
             _ => {
-                finish_before_gate(state, now, code, message, false, out);
+                finish_before_gate(state, code, &message, code == Code::PolicyWider, out);
                 rest::settle(state, now, out);
             }
         },
@@ -70,7 +69,7 @@ pub(super) fn not_armed(
             retry_later(state, out);
         }
         Phase::Held | Phase::PreStop | Phase::Recording => {
-            finish_before_gate(state, now, code, message, false, out);
+            finish_before_gate(state, code, &message, code == Code::PolicyWider, out);
             rest::settle(state, now, out);
         }
         Phase::Quiescing => {
@@ -117,7 +116,7 @@ pub(super) fn not_recorded(state: &mut State, now: Moment, message: String, out:
     match state.phase {
         Phase::Recording => {
             state.slot.trial = None;
-            finish_before_gate(state, now, Code::StoreUnusable, message, false, out);
+            finish_before_gate(state, Code::StoreUnusable, &message, false, out);
             rest::settle(state, now, out);
         }
         Phase::Confirming => {
@@ -299,4 +298,3 @@ pub(super) fn fail_attempt(state: &mut State, code: Code, message: String) {
         attempt.failure.get_or_insert((code, message));
     }
 }
-

@@ -167,7 +167,10 @@ pub fn events() -> Vec<(&'static str, Event)> {
             Target::Image { image, policy: None, stage_only: false, force: false, allow_wider: false, spec: None };
         events.insert(1, ("Intent (update)", Event::Intent { target, by: "table".to_owned(), note: None }));
     }
-    events.insert(2, ("Intent (rollback)", Event::Intent { target: Target::Back(None), by: "table".to_owned(), note: None }));
+    events.insert(
+        2,
+        ("Intent (rollback)", Event::Intent { target: Target::Back(None), by: "table".to_owned(), note: None }),
+    );
     events
 }
 
@@ -209,7 +212,11 @@ pub fn markdown() -> String {
          phase after it, and the effects in order. Events that change nothing are left out.\n",
     );
     for phase in Phase::ALL {
-        let _ = write!(text, "\n## {phase:?}\n\nShown as `{}`.\n\n| event | next | effects |\n|---|---|---|\n", phase.name());
+        let _ = write!(
+            text,
+            "\n## {phase:?}\n\nShown as `{}`.\n\n| event | next | effects |\n|---|---|---|\n",
+            phase.name()
+        );
         for (name, event) in events() {
             let mut state = typical(phase);
             let before = state.clone();

@@ -3,7 +3,11 @@
 use proptest::prelude::*;
 
 use super::{table, *};
-use crate::{code::Code, ids::{Generation, UpdateId}, wire::Outcome};
+use crate::{
+    code::Code,
+    ids::{Generation, UpdateId},
+    wire::Outcome,
+};
 
 fn now() -> Moment {
     Moment { mono_ns: 1_000, unix_ms: 1 }
@@ -234,7 +238,8 @@ fn a_clean_stop_does_not_burn_the_trial_and_a_kill_does() {
     let mut world = World::new();
     world.state = table::typical(Phase::Proving);
     let effects = step(&mut world.state, now(), Event::Terminate { signal: 15 });
-    let slot = effects.iter().find_map(|e| if let Effect::Record(slot) = e { Some(slot.clone()) } else { None }).unwrap();
+    let slot =
+        effects.iter().find_map(|e| if let Effect::Record(slot) = e { Some(slot.clone()) } else { None }).unwrap();
     assert!(slot.trial.as_ref().unwrap().clean_stop);
     let known = world.state.known.clone();
 
