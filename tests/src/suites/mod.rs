@@ -1,5 +1,6 @@
 //! All suites. A new one is a file here with `pub const CASES: &[Case]`, and a line in [`all`].
 
+mod bad;
 mod bed;
 mod lifecycle;
 mod registry;
@@ -8,5 +9,5 @@ use crate::harness::cases::Case;
 
 /// Every test there is.
 pub fn all() -> Vec<Case> {
-    [bed::CASES, lifecycle::CASES, registry::CASES].concat()
+    [bed::CASES, bad::image::CASES, bad::policy::CASES, bad::registry::CASES, bad::workload::CASES, lifecycle::CASES, registry::CASES].concat()
 }
