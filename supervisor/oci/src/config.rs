@@ -100,7 +100,7 @@ impl Default for Limits {
             backoff_max: Duration::from_mins(1),
             connect: Duration::from_secs(10),
             stall: Duration::from_mins(1),
-            deadline: Duration::from_secs(30 * 60),
+            deadline: Duration::from_mins(30),
         }
     }
 }

@@ -142,6 +142,10 @@ impl Applier<'_> {
         // Open folders may have been reached through it.
         self.tree.forget();
         if kind_of(&parent.fd, name)? == Some(FileType::Directory) {
+            if self.tree.asks.parents.contains(&real) {
+                // In a lower layer it may be a link, and what was put behind it is not to be lost.
+                return Err(Error::layer(format!("'{}' is replaced after entries were put below it", show(&real))));
+            }
             let below = [real.as_slice(), b"/"].concat();
             let gone = |path: &[u8]| path == real || path.starts_with(&below);
             self.folders.retain(|path, _| !gone(path));
@@ -275,8 +279,33 @@ impl Applier<'_> {
             .map_err(|error| Error::store(format!("set the time of '{}'", show(&real)), error))
     }
 
+    /// A folder that hides what is below it, and was made only for whiteouts in it, is a whiteout itself.
+    fn prune_hidden(&mut self) -> Result<()> {
+        let hidden: Vec<_> =
+            self.tree.asks.parents.iter().filter(|path| self.tree.asks.masked(path)).cloned().collect();
+        for path in hidden.into_iter().rev() {
+            let (above, name) = split(&path);
+            let Some(above) = self.tree.look_up(above)? else { continue };
+            let failed = |error| Error::store(format!("hide '{}'", show(&path)), error);
+            let Ok(folder) = open_to_change(&above, name) else { continue };
+            let children = remove::typed_children(&folder).map_err(failed)?;
+            self.tree.asks.parents.remove(&path);
+            if children.iter().all(|(_, kind)| *kind == FileType::CharacterDevice) {
+                self.tree.forget();
+                remove::remove(above.fd.as_fd(), name, None).map_err(failed)?;
+                if self.tree.asks.cut.remove(&path) {
+                    self.tree.asks.hidden.remove(&path);
+                    rustix::fs::mknodat(&above.fd, name, FileType::CharacterDevice, Mode::empty(), 0)
+                        .map_err(failed)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Owner, mode and time of every folder; opened anew, by name inside the root, and only if still a folder.
     fn finish(mut self) -> Result<Asks> {
+        self.prune_hidden()?;
         for (real, meta) in self.folders.drain() {
             let path = if real.is_empty() { b".".as_slice() } else { real.as_slice() };
             let flags = (FOLDER - OFlags::PATH) | OFlags::RDONLY;

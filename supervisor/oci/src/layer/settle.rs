@@ -34,7 +34,7 @@ use crate::{
 /// Answers `asks` for the layer in `root` on top of `lowers`, nearest first.
 pub(crate) fn settle(root: &OwnedFd, asks: Asks, lowers: &[OwnedFd], options: Options<'_>) -> Result<()> {
     let lowers = Lowers { roots: lowers, xattrs: options.xattrs };
-    let mut settling = Settling { root, asks, lowers, options, inherit: BTreeSet::new() };
+    let mut settling = Settling { root, asks, lowers, options, inherit: BTreeSet::new(), bare: BTreeSet::new() };
     while let Some(path) = settling.asks.parents.first().cloned() {
         settling.parent(&path)?;
         settling.asks.parents.remove(&path);
@@ -42,6 +42,7 @@ pub(crate) fn settle(root: &OwnedFd, asks: Asks, lowers: &[OwnedFd], options: Op
     for (link, target) in std::mem::take(&mut settling.asks.links) {
         settling.link(&link, &target)?;
     }
+    settling.drop_bare()?;
     settling.inherit_all()
 }
 
@@ -51,6 +52,8 @@ struct Settling<'a> {
     lowers: Lowers<'a>,
     options: Options<'a>,
     inherit: BTreeSet<Vec<u8>>,
+    /// Made for entries of this layer where the layers below have no folder.
+    bare: BTreeSet<Vec<u8>>,
 }
 
 impl Settling<'_> {
@@ -80,8 +83,27 @@ impl Settling<'_> {
                 self.ensure(&to)?;
                 self.merge(path, &to)
             }
-            Seen::Nothing | Seen::File(..) | Seen::Other => Ok(()),
+            Seen::Nothing | Seen::File(..) | Seen::Other => {
+                self.bare.insert(path.to_vec());
+                Ok(())
+            }
         }
+    }
+
+    /// A folder that was made only to hold whiteouts, where the layers below have none, holds nothing that hides anything.
+    fn drop_bare(&mut self) -> Result<()> {
+        for path in self.bare.iter().rev() {
+            let failed = |error| Error::store(format!("remove '{}'", show(path)), error);
+            let Ok(folder) = self.folder(path, (FOLDER - OFlags::PATH) | OFlags::RDONLY) else { continue };
+            let children = remove::typed_children(&folder).map_err(failed)?;
+            if !children.iter().all(|(_, kind)| *kind == FileType::CharacterDevice) {
+                continue;
+            }
+            let (above, name) = split(path);
+            let above = self.folder(above, FOLDER).map_err(failed)?;
+            remove::remove(above.as_fd(), name, None).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Where `path` leads in this layer on top of the others. What does not exist yet is taken as a folder to be.

@@ -238,6 +238,8 @@ impl<'a> Tree<'a> {
                     Self::unlink(&at, &name)?;
                     Self::make(&at, &name)?;
                     self.hide(&at, &name, true)?;
+                    self.keep(&real)?;
+                    self.asks.parents.insert(real.clone());
                 }
                 (_, Missing::Make) => return Err(refuse("a folder above it is not a folder in this layer")),
                 (_, Missing::Leave) => return Ok(None),

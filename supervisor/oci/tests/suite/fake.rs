@@ -55,6 +55,24 @@ impl Registry {
         Self { inner, host }
     }
 
+    /// The same over TLS, with this certificate.
+    pub(crate) async fn start_tls(image: Image, certificate: rcgen::CertifiedKey<rcgen::KeyPair>) -> Self {
+        let inner = Arc::new(Inner { image, rule: Box::new(|_, _| None), log: Mutex::new(Vec::new()) });
+        let key = rustls::pki_types::PrivateKeyDer::Pkcs8(certificate.signing_key.serialize_der().into());
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.cert.der().clone()], key)
+            .unwrap();
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = format!("localhost:{}", socket.local_addr().unwrap().port());
+        let listener = Tls { socket, acceptor: tokio_rustls::TlsAcceptor::from(Arc::new(config)) };
+        let app = Router::new().fallback(answer).with_state(Arc::clone(&inner));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { inner, host }
+    }
+
     pub(crate) fn settings(&self) -> Registries {
         Registries { insecure: vec![self.host.clone()], ..Registries::default() }
     }
@@ -69,6 +87,29 @@ impl Registry {
 
     pub(crate) fn blobs_asked(&self) -> usize {
         self.log().iter().filter(|asked| asked.path.contains("/blobs/")).count()
+    }
+}
+
+struct Tls {
+    socket: tokio::net::TcpListener,
+    acceptor: tokio_rustls::TlsAcceptor,
+}
+
+impl axum::serve::Listener for Tls {
+    type Io = tokio_rustls::server::TlsStream<tokio::net::TcpStream>;
+    type Addr = std::net::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let (stream, address) = self.socket.accept().await.unwrap();
+            if let Ok(stream) = self.acceptor.accept(stream).await {
+                return (stream, address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.socket.local_addr()
     }
 }
 

@@ -125,6 +125,17 @@ fn a_whiteout_and_an_entry_of_the_same_name_go_in_any_order() {
 }
 
 #[test]
+fn whiteouts_in_a_folder_that_is_hidden_add_nothing() {
+    for tar in [
+        Tar::new().file(".wh.d", "").file("d/e/.wh.x", ""),
+        Tar::new().file("d/e/.wh.x", "").file(".wh.d", ""),
+        Tar::new().file("d/.wh..wh..opq", "").file(".wh.d", ""),
+    ] {
+        assert_eq!(unpacked(tar.end()), ["w d 0"]);
+    }
+}
+
+#[test]
 fn device_nodes_are_refused_and_left_out_below_dev() {
     let device = |name: &str, kind: EntryType, major: u32, minor: u32| {
         let mut header = Tar::header(kind, name.as_bytes(), b"", 0, 0o666);

@@ -58,6 +58,15 @@ fn content_below_a_linked_parent_lands_where_the_link_leads() {
 }
 
 #[test]
+fn whiteouts_without_a_folder_below_leave_nothing() {
+    assert_eq!(
+        top(Tar::new().file("no/such/.wh.x", "").file("usr/bin/sh/.wh.x", "").end()),
+        ["d 755 0:0 usr", "d 2750 3:4 usr/bin"]
+    );
+    assert_eq!(top(Tar::new().file("none/.wh..wh..opq", "").end()), Vec::<String>::new());
+}
+
+#[test]
 fn both_ways_to_a_folder_are_one() {
     assert_eq!(
         top(Tar::new().file("bin/a", "1").dir("usr", 0o700).dir("usr/bin", 0o701).file("usr/bin/b", "2").end()),
@@ -79,6 +88,12 @@ fn an_entry_of_its_own_or_a_whiteout_hides_the_link() {
         top(Tar::new().file(".wh.usr", "").file("usr/bin/x", "1").end()),
         ["d 755 0:0 usr opaque", "d 755 0:0 usr/bin", "f 644 0:0 usr/bin/x 1 n1"]
     );
+}
+
+#[test]
+fn a_way_that_is_replaced_after_it_was_used_is_refused() {
+    let tar = Tar::new().file("bin/new", "1").symlink("bin", "elsewhere").end();
+    assert_eq!(Place::new().unpack(&[base(), tar]).unwrap_err().code(), Code::LayerInvalid);
 }
 
 #[test]

@@ -200,3 +200,35 @@ async fn mirrors_come_first_get_no_secret_and_are_not_believed() {
         place.assert_clean();
     }
 }
+
+#[tokio::test]
+async fn only_certificates_that_verify_are_taken() {
+    let named = |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let place = Place::new();
+    let folder = place.path("certificates");
+    fs::create_dir(&folder).unwrap();
+    for (name, trusted, works) in
+        [("localhost", true, true), ("localhost", false, false), ("other.example", true, false)]
+    {
+        let certificate = named(name);
+        let trust = if trusted { certificate.cert.pem() } else { named(name).cert.pem() };
+        fs::write(folder.join("ca.crt"), trust).unwrap();
+        let registry = Registry::start_tls(image(), certificate).await;
+        for path in [folder.clone(), folder.join("ca.crt")] {
+            let settings = Registries { certificates: Some(path), ..Registries::default() };
+            let result = pull(&Place::new(), &registry, &settings, &Told::default()).await;
+            assert_eq!(result.is_ok(), works, "{name}: {result:?}");
+            if let Err(error) = result {
+                assert_eq!(error.code(), Code::RegistryUnreachable);
+                assert!(error.to_string().contains("certificate"), "{error}");
+            }
+        }
+        // What the file system's own store or an unset option would say does not matter: not trusted.
+        assert!(pull(&Place::new(), &registry, &Registries::default(), &Told::default()).await.is_err());
+    }
+    let empty = place.path("empty");
+    fs::create_dir(&empty).unwrap();
+    let settings = Registries { certificates: Some(empty), ..Registries::default() };
+    let error = molt_oci::Client::new(&settings, molt_oci::Limits::default()).unwrap_err();
+    assert_eq!(error.code(), Code::Invalid);
+}
