@@ -94,8 +94,8 @@ fn start(args: InitArgs) -> Result<u8, Refusal> {
         .or_else(|error| refuse(125, format!("failed to start the runtime: {error}")))?;
     let status =
         runtime.block_on(serve(args, spec, policy, signals, facts, store, journal, slot, known, parts, shim, socket));
-    // Whatever still runs is not waited for: the kernel ends it with PID 1.
-    runtime.shutdown_background();
+    // The history's last line gets its time; whatever else still runs the kernel ends with PID 1.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     status
 }
 
@@ -134,6 +134,7 @@ async fn serve(
         output: output.clone(),
         kernel_abi: preflight::landlock_abi(),
         mapped: IdMap::read(),
+        tidy: Arc::default(),
         proc: preflight::proc_mode(),
         spec,
     });

@@ -11,7 +11,6 @@ use crate::{
     error::{Error, Result},
     image::ImageConfig,
     layer::decode::{Packing, digest_of},
-    layer::mismatch,
     layout::Layout,
     manifest::{self, ACCEPT, Descriptor, Manifest, Parsed},
     remote::{
@@ -151,7 +150,11 @@ impl Client {
                 let actual = digest_of(&answer.bytes);
                 let said = answer.digest.as_deref().and_then(|text| text.parse().ok());
                 match digest.or(said) {
-                    Some(expected) if expected != actual => Err(mismatch(ask.path, expected, actual)),
+                    Some(expected) if expected != actual => Err(Error::Mismatch {
+                        what: ask.path.to_owned(),
+                        expected: expected.to_string(),
+                        actual: actual.to_string(),
+                    }),
                     _ => Ok((answer, actual)),
                 }
             });

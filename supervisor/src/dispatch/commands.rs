@@ -14,7 +14,6 @@ use rustix::{
     fs::{CWD, Mode, OFlags, openat},
     io::Errno,
     pipe::{PipeFlags, pipe_with},
-    pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
     termios::{Winsize, tcsetwinsize},
 };
 use tokio::sync::mpsc;
@@ -23,7 +22,7 @@ use super::Dispatcher;
 use crate::{
     command::Command,
     effects::{Fault, collect, plan, resolve},
-    workload::exec::ExecSession,
+    workload::exec::{ExecSession, terminal},
 };
 
 /// Updates are held back until then.
@@ -160,9 +159,17 @@ impl Dispatcher {
         let (known, pinned) = (self.state.known.clone(), self.pinned());
         let keep = usize::try_from(self.context.spec.update.keep).unwrap_or(usize::MAX);
         let answers = self.answers.clone();
+        let Ok(alone) = Arc::clone(&self.context.tidy).try_write_owned() else {
+            drop(
+                reply
+                    .send(Err(Problem::new(Code::Busy, "layers are being fetched or cleaned up right now; try again"))),
+            );
+            return;
+        };
         drop(tokio::task::spawn_blocking(move || {
-            let result = collect::collect(&store, &known, &pinned, keep).map(|(done, known)| {
-                let _ = answers.send(Event::Collected { known });
+            let result = collect::collect(&store, &known, &pinned, keep).map(|done| {
+                let _ = answers.send(Event::Collected { removed: done.generations.clone() });
+                drop(alone);
                 done
             });
             let _ = reply.send(result.map_err(|fault| Problem::new(fault.code, fault.message)));
@@ -206,10 +213,7 @@ impl Dispatcher {
         let argv = options.argv.clone();
         let (id, session) = if options.tty {
             env.entry("TERM".to_owned()).or_insert_with(|| "xterm-256color".to_owned());
-            let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).map_err(internal)?;
-            grantpt(&master).and_then(|()| unlockpt(&master)).map_err(internal)?;
-            let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-            let terminal = ioctl_tiocgptpeer(&master, flags).map_err(internal)?;
+            let (master, terminal) = terminal().map_err(internal)?;
             if options.rows > 0 && options.cols > 0 {
                 let size = Winsize { ws_row: options.rows, ws_col: options.cols, ws_xpixel: 0, ws_ypixel: 0 };
                 tcsetwinsize(&master, size).map_err(internal)?;

@@ -38,10 +38,16 @@ pub(crate) enum Brought {
     /// An image was resolved.
     Resolved(UpdateId, Result<Box<Resolved>, Fault>),
     /// Layers are there.
-    Fetched(UpdateId, Result<Vec<molt_core::generation::LayerName>, Fault>),
+    Fetched(UpdateId, Result<(Vec<molt_core::generation::LayerName>, Untidy), Fault>),
     /// A run is at its gate, or not.
     Armed(molt_core::machine::Run, Result<Box<Live>, Fault>),
 }
+
+/// How long PID 1 waits for output that is still in its pipes when it exits.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// While it is held, nothing is cleaned up.
+pub(crate) type Untidy = tokio::sync::OwnedRwLockReadGuard<()>;
 
 /// What an attempt has gathered before its gate.
 #[derive(Debug, Default)]
@@ -59,8 +65,11 @@ pub(crate) struct Dispatcher {
     live: HashMap<u64, Live>,
     /// Roots and namespaces of runs that are gone, let go when the next one is ready.
     retired: Vec<(Arc<Rootfs>, std::os::fd::OwnedFd)>,
+    /// Output of runs that are gone which may still be on its way.
+    pumps: Vec<JoinHandle<()>>,
     roots: HashMap<Generation, Weak<Rootfs>>,
     work: HashMap<UpdateId, Work>,
+    untidy: Option<(UpdateId, Untidy)>,
     task: Option<(UpdateId, JoinHandle<()>)>,
     arming: HashMap<u64, JoinHandle<()>>,
     prober: Option<JoinHandle<()>>,
@@ -106,8 +115,10 @@ impl Dispatcher {
             journal: start.journal,
             live: HashMap::new(),
             retired: Vec::new(),
+            pumps: Vec::new(),
             roots: HashMap::new(),
             work: HashMap::new(),
+            untidy: None,
             task: None,
             arming: HashMap::new(),
             prober: None,
@@ -128,6 +139,13 @@ impl Dispatcher {
         self.take(first);
         loop {
             if let Some(status) = self.exit {
+                // The last words of the workload are not lost; whoever keeps a pipe open is not waited for.
+                let drained = async {
+                    for pump in self.pumps.drain(..) {
+                        let _ = pump.await;
+                    }
+                };
+                let _ = tokio::time::timeout(LAST_WORDS, drained).await;
                 return status;
             }
             self.publish();
@@ -173,6 +191,8 @@ impl Dispatcher {
             Event::Gone { instance, .. } => {
                 if let Some(live) = self.live.remove(instance) {
                     self.retired.push(live.kept);
+                    self.pumps.retain(|pump| !pump.is_finished());
+                    self.pumps.extend(live.pumps);
                 }
             }
             Event::Exited { instance, status, .. } => {
@@ -188,6 +208,8 @@ impl Dispatcher {
                 }
                 self.let_go();
             }
+            // From here on the generation's record speaks for its layers.
+            Event::Staged { .. } => self.untidy = None,
             Event::Proven { .. } => self.let_go(),
             Event::Unhealthy { message, .. } => {
                 self.context.events.publish(None, What::Warning { message: message.clone() });

@@ -50,6 +50,7 @@ impl Dispatcher {
                     task.abort();
                 }
                 self.work.remove(&id);
+                self.untidy.take_if(|(of, _)| *of == id);
             }
             Effect::Wait(ms) => self.wait(ms),
             Effect::Unwait => {
@@ -151,7 +152,8 @@ impl Dispatcher {
         let Some(resolved) = self.work.get(&id).and_then(|work| work.resolved.clone()) else { return };
         let (context, brought) = (Arc::clone(&self.context), self.brought.clone());
         let task = tokio::spawn(async move {
-            let layers = fetch::fetch(&context, id, &resolved).await;
+            let untidy = Arc::clone(&context.tidy).read_owned().await;
+            let layers = fetch::fetch(&context, id, &resolved).await.map(|layers| (layers, untidy));
             let _ = brought.send(Brought::Fetched(id, layers));
         });
         self.task = Some((id, task));
@@ -164,9 +166,10 @@ impl Dispatcher {
                 self.work.insert(id, Work { resolved: Some(resolved), ..Work::default() });
                 self.take(Event::Resolved { id });
             }
-            Brought::Fetched(id, Ok(layers)) => {
+            Brought::Fetched(id, Ok((layers, untidy))) => {
                 if let Some(work) = self.work.get_mut(&id) {
                     work.layers = layers;
+                    self.untidy = Some((id, untidy));
                 }
                 self.take(Event::Fetched { id });
             }
@@ -434,9 +437,12 @@ impl Dispatcher {
         let (known, pinned) = (self.state.known.clone(), self.pinned());
         let keep = usize::try_from(self.context.spec.update.keep).unwrap_or(usize::MAX);
         let answers = self.answers.clone();
+        // Something is being fetched: the next confirmed update cleans up after both.
+        let Ok(alone) = Arc::clone(&self.context.tidy).try_write_owned() else { return };
         drop(tokio::task::spawn_blocking(move || match collect::collect(&store, &known, &pinned, keep) {
-            Ok((_, known)) => {
-                let _ = answers.send(Event::Collected { known });
+            Ok(done) => {
+                let _ = answers.send(Event::Collected { removed: done.generations });
+                drop(alone);
             }
             Err(fault) => tracing::warn!("failed to clean up the store: {}", fault.message),
         }));

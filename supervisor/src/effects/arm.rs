@@ -85,15 +85,11 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
         .map_err(|error| Fault::new(Code::Internal, format!("failed to make the notify socket: {error}")))?;
     let socket = clone_file(&socket).map_err(internal)?;
     let spec = sealed(&prepared.launch).map_err(internal)?;
-    let stdin = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(internal)?;
     let pipe = || pipe_with(PipeFlags::CLOEXEC);
-    let (stdout, stdout_write) = pipe().map_err(internal)?;
-    let (stderr, stderr_write) = pipe().map_err(internal)?;
+    let Streams { stdin, stdout, stderr, ours } = streams(context.spec.workload.tty).map_err(internal)?;
     let (gate_read, gate) = pipe().map_err(internal)?;
     let (exec, exec_write) = pipe().map_err(internal)?;
-    for fd in [&stdout, &stderr, &exec] {
-        rustix::io::ioctl_fionbio(fd, true).map_err(internal)?;
-    }
+    rustix::io::ioctl_fionbio(&exec, true).map_err(internal)?;
     let sys = |error: molt_sys::Error| Fault::new(Code::Internal, format!("failed to talk to a shim: {error}"));
     let (control, theirs) = molt_sys::socket::pair().map_err(sys)?;
     context.shim.launch(&theirs).map_err(|error| Fault::new(Code::Internal, format!("failed to {error}")))?;
@@ -102,8 +98,8 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
         spec.as_fd(),
         prepared.tree.root.as_fd(),
         stdin.as_fd(),
-        stdout_write.as_fd(),
-        stderr_write.as_fd(),
+        stdout.as_fd(),
+        stderr.as_fd(),
         gate_read.as_fd(),
         exec_write.as_fd(),
         socket.as_fd(),
@@ -115,14 +111,16 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
     }
     molt_sys::socket::send(&control, b"launch", &fds).map_err(sys)?;
     drop(fds);
-    drop((stdout_write, stderr_write, gate_read, exec_write, socket, spec, stdin));
+    drop((stdout, stderr, gate_read, exec_write, socket, spec, stdin));
     rustix::io::ioctl_fionbio(&control, true).map_err(internal)?;
 
     let (said_sender, said) = watch::channel(Said::default());
     tokio::spawn(notify.listen(said_sender));
     let generation = order.record.generation;
-    tokio::spawn(pump(stdout, generation, Stream::Stdout, context.output.clone()));
-    tokio::spawn(pump(stderr, generation, Stream::Stderr, context.output.clone()));
+    let pumps = ours
+        .into_iter()
+        .map(|(fd, stream)| tokio::spawn(pump(fd, generation, stream, context.output.clone())))
+        .collect();
 
     let (init, report, namespace) = tokio::time::timeout(ARMED_WITHIN, report(control)).await.map_err(|_| {
         let message = format!("the shim did not report within {} s", ARMED_WITHIN.as_secs());
@@ -138,6 +136,7 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
         gate: Some(gate),
         exec: Some(exec),
         kept: (order.rootfs, namespace),
+        pumps,
         said,
         default_identity: prepared.default_identity,
     };
@@ -145,6 +144,31 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
     good_enough(&live, &prepared.launch.identity, order.in_force.as_ref())?;
     tokio::spawn(init.follow(order.run, answers));
     Ok(live)
+}
+
+/// The workload's standard streams, and the ends of them that PID 1 reads.
+struct Streams {
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    ours: Vec<(OwnedFd, Stream)>,
+}
+
+/// Two pipes; or with `tty` one terminal of its own, never the container's.
+fn streams(tty: bool) -> rustix::io::Result<Streams> {
+    if tty {
+        let (master, terminal) = crate::workload::exec::terminal()?;
+        rustix::io::ioctl_fionbio(&master, true)?;
+        let again = || rustix::io::fcntl_dupfd_cloexec(&terminal, 0);
+        let (stdin, stdout) = (again()?, again()?);
+        return Ok(Streams { stdin, stdout, stderr: terminal, ours: vec![(master, Stream::Stdout)] });
+    }
+    let stdin = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let (out_read, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (err_read, stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&out_read, true)?;
+    rustix::io::ioctl_fionbio(&err_read, true)?;
+    Ok(Streams { stdin, stdout, stderr, ours: vec![(out_read, Stream::Stdout), (err_read, Stream::Stderr)] })
 }
 
 /// Waits for the two messages that lead to the gate.
@@ -207,7 +231,9 @@ fn good_enough(live: &Live, identity: &Identity, in_force: Option<&InForce>) -> 
     {
         weak.push("no Landlock domain".to_owned());
     }
-    if !asked.seccomp.is_empty() && (report.seccomp_mode != 2 || report.seccomp_filters as usize <= 0) {
+    if !asked.seccomp.is_empty()
+        && (report.seccomp_mode != 2 || (report.seccomp_filters as usize) < asked.seccomp.len())
+    {
         weak.push("no seccomp filter".to_owned());
     }
     if !report.no_new_privs {
@@ -306,7 +332,7 @@ fn prepare(context: &Context, record: &Record, policy: &str, rootfs: &Rootfs) ->
         late_mounts: tree.late.iter().map(|(target, _)| LateMount { target: target.clone() }).collect(),
         proc: context.proc,
         notify: true,
-        tty: false,
+        tty: spec.workload.tty,
         oom_score_adj: spec.workload.oom_score_adj,
     };
     let proc = (context.proc == ProcMode::Carried).then(carried_proc).transpose()?;

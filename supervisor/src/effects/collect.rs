@@ -23,13 +23,13 @@ fn removable(known: &BTreeMap<Generation, Record>, pinned: &BTreeSet<Generation>
     others.split_off(room.min(others.len()))
 }
 
-/// Removes what may go and returns what is left. Blocking.
+/// Removes what may go. Blocking.
 pub(crate) fn collect(
     store: &Store,
     known: &BTreeMap<Generation, Record>,
     pinned: &BTreeSet<Generation>,
     keep: usize,
-) -> Result<(Collected, BTreeMap<Generation, Record>), Fault> {
+) -> Result<Collected, Fault> {
     let before = store.content.space()?.bytes_free;
     let mut left = known.clone();
     let mut done = Collected::default();
@@ -59,7 +59,7 @@ pub(crate) fn collect(
     }
     store.content.empty_trash()?;
     done.bytes = store.content.space()?.bytes_free.saturating_sub(before);
-    Ok((done, left))
+    Ok(done)
 }
 
 /// The config that a kept manifest names.

@@ -53,6 +53,9 @@ pub(crate) struct Context {
     pub(crate) kernel_abi: u32,
     /// PID 1's user namespace maps few ids: others need one of their own.
     pub(crate) mapped: crate::preflight::IdMap,
+    /// Held for reading from the first layer of an update to its staged generation, for writing by a clean-up: what is
+    /// being fetched is in no record yet, and must not be taken for rubbish.
+    pub(crate) tidy: Arc<tokio::sync::RwLock<()>>,
     /// How `/proc` is had.
     pub(crate) proc: molt_core::launch::ProcMode,
 }

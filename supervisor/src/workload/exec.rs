@@ -5,7 +5,18 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use tokio::sync::{mpsc, oneshot};
+
+/// A new terminal of PID 1's: its master side and the side a program gets. pty(7).
+pub(crate) fn terminal() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let program = ioctl_tiocgptpeer(&master, flags)?;
+    Ok((master, program))
+}
 
 /// A running exec; dropping it closes the streams, and the dispatcher then sends SIGHUP, as a closed terminal would.
 #[derive(Debug)]

@@ -57,6 +57,8 @@ pub(crate) struct Live {
     pub(crate) exec: Option<OwnedFd>,
     /// Its root and its mount namespace: held so that nothing of them is taken apart in the gap.
     pub(crate) kept: (Arc<Rootfs>, OwnedFd),
+    /// The tasks that move its output, done when its last writer is gone.
+    pub(crate) pumps: Vec<tokio::task::JoinHandle<()>>,
     /// What the program said.
     pub(crate) said: watch::Receiver<Said>,
     /// Whether nobody was named and it runs as the default user.

@@ -2,8 +2,6 @@
 //!
 //! In: facts from the dispatcher. Out: nothing. Must not: carry handles.
 
-use std::collections::BTreeMap;
-
 use crate::{
     code::Code,
     generation::Record,
@@ -204,7 +202,7 @@ pub enum Event {
     },
     /// Generations were removed from the store.
     Collected {
-        /// What is left.
-        known: BTreeMap<Generation, Record>,
+        /// Which.
+        removed: Vec<Generation>,
     },
 }

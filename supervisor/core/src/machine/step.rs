@@ -45,7 +45,7 @@ pub fn step(state: &mut State, now: Moment, event: Event) -> Vec<Effect> {
         Event::Reject => proving::reject(state, now, &mut out),
         Event::Waited => proving::waited(state, now, &mut out),
         Event::Terminate { signal } => rest::terminate(state, signal, &mut out),
-        Event::Collected { known } => state.known = known,
+        Event::Collected { removed } => state.known.retain(|number, _| !removed.contains(number)),
     }
     out
 }

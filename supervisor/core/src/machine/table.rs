@@ -160,7 +160,7 @@ pub fn events() -> Vec<(&'static str, Event)> {
         ("Unhealthy", Event::Unhealthy { instance: SERVING, message: message() }),
         ("Waited", Event::Waited),
         ("Terminate", Event::Terminate { signal: 15 }),
-        ("Collected", Event::Collected { known: typical(Phase::Idle).known }),
+        ("Collected", Event::Collected { removed: Vec::new() }),
     ];
     if let Ok(image) = image() {
         let target =

@@ -30,7 +30,7 @@ pub struct Workload {
     pub stop_signal: Option<Signal>,
     /// How long the main process has to end after the signal, before it is killed. Default: 10s.
     pub stop_grace_period: Span,
-    /// Give it a terminal. Default: false.
+    /// Give it a terminal of its own as its three standard streams; nothing is typed into it. Default: false.
     pub tty: bool,
     /// The program is meant to end: exit 0 during a trial is a success. Default: false.
     pub completes: bool,

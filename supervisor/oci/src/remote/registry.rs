@@ -336,6 +336,9 @@ impl Registry {
             status if status.is_server_error() => {
                 Error::Unavailable { host, what, status: status.as_u16(), after: retry_after(headers) }
             }
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                Error::Answer { host, what, why: "it ends before the size its manifest gives (416)".to_owned() }
+            }
             status => Error::Answer { host, what, why: format!("it answered {}", status.as_u16()) },
         }
     }
@@ -396,17 +399,23 @@ pub(crate) fn stalled(host: &str, what: &str, after: Duration) -> Error {
     Error::Broken { host: host.to_owned(), what: what.to_owned(), why }
 }
 
+const NO_TLS: &str = "TLS failed; if it speaks plain HTTP only, list it in registries.insecure";
+
 /// The deepest cause, and which layer it is about.
 fn innermost(error: &reqwest::Error) -> (String, &'static str) {
     let mut cause: &dyn std::error::Error = error;
     let mut layer = "no connection";
     while let Some(next) = cause.source() {
         if next.is::<rustls::Error>() {
-            layer = "TLS failed";
+            layer = NO_TLS;
         }
         cause = next;
     }
     let text = cause.to_string();
+    // An `io::Error` of the TLS layer: the other side hung up on its greeting.
+    if text == "tls handshake eof" {
+        layer = NO_TLS;
+    }
     if text.contains("certificate") {
         layer = "its certificate is not trusted; add its CA to registries.certificates";
     }
