@@ -167,11 +167,10 @@ impl Dispatcher {
             return;
         };
         drop(tokio::task::spawn_blocking(move || {
-            let result = collect::collect(&store, &known, &pinned, keep).map(|done| {
+            let result = collect::collect(&store, &known, &pinned, keep).inspect(|done| {
                 let _ = answers.send(Event::Collected { removed: done.generations.clone() });
-                drop(alone);
-                done
             });
+            drop(alone);
             let _ = reply.send(result.map_err(|fault| Problem::new(fault.code, fault.message)));
         }));
     }
