@@ -80,6 +80,9 @@ fn confine(control: &OwnedFd, launch: &Launch, report: &mut Report) -> Step<()> 
     if !launch.hostname.is_empty() {
         rustix::system::sethostname(launch.hostname.as_bytes()).at("sethostname", &launch.hostname)?;
     }
+    // What it says is made when it is read, about this process.
+    let mut status = std::fs::File::open("/proc/self/status")
+        .map_err(|error| refuse("status", format!("/proc/self/status: {error}")))?;
     let domain = confine::landlock::prepare(launch.confinement.landlock.as_ref(), report)?;
     confine::limits::apply(&launch.limits, launch.oom_score_adj, report)?;
     confine::ids::assume(&launch.identity, report)?;
@@ -89,7 +92,7 @@ fn confine(control: &OwnedFd, launch: &Launch, report: &mut Report) -> Step<()> 
     for (number, program) in launch.confinement.seccomp.iter().enumerate() {
         molt_sys::sandbox::load_filter(program).at("seccomp", format!("filter {number}"))?;
     }
-    report::read_back(report, launch.confinement.seccomp.len())
+    report::read_back(&mut status, report, launch.confinement.seccomp.len())
 }
 
 /// KILL when PID 1 dies, and a look whether it already has. An id change clears the signal (prctl(2)), hence twice.

@@ -1,9 +1,13 @@
 //! What the shim says: messages on the control socket, and what is really in force, read back from the kernel.
 //!
-//! In: `/proc/self/status` of the confined process, denied probes. Out: a [`Report`]. Must not: report what was asked
+//! In: `/proc/self/status` of the confined process (opened before: its policy need not grant `/proc`), denied probes. Out: a [`Report`]. Must not: report what was asked
 //! for; only what is.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::{
+    fs::File,
+    io::Read as _,
+    os::fd::{BorrowedFd, OwnedFd},
+};
 
 use molt_core::launch::{FromShim, Report};
 use rustix::{
@@ -22,8 +26,9 @@ pub(crate) fn send(control: &OwnedFd, message: &FromShim, fds: &[BorrowedFd<'_>]
 }
 
 /// Fills in what `/proc/self/status` says, and checks by trying that the walls stand.
-pub(crate) fn read_back(report: &mut Report, filters: usize) -> Step<()> {
-    let text = std::fs::read_to_string("/proc/self/status").map_err(|error| refuse("status", error.to_string()))?;
+pub(crate) fn read_back(status: &mut File, report: &mut Report, filters: usize) -> Step<()> {
+    let mut text = String::new();
+    status.read_to_string(&mut text).map_err(|error| refuse("status", error.to_string()))?;
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let number = |name: &str| field(name).and_then(|value| value.parse::<u32>().ok());
     let mask = |name: &str| field(name).and_then(|value| u64::from_str_radix(value, 16).ok()).unwrap_or(u64::MAX);
@@ -45,7 +50,7 @@ pub(crate) fn read_back(report: &mut Report, filters: usize) -> Step<()> {
     if report.seccomp_mode == 2 && fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).err() != Some(Errno::PERM) {
         return Err(refuse("self-check", "a new file system could be opened in the confined process"));
     }
-    if report.handled_fs != 0 && std::fs::File::create("/proc/sys/kernel/domainname").is_ok() {
+    if report.handled_fs != 0 && File::create("/proc/sys/kernel/domainname").is_ok() {
         return Err(refuse("self-check", "a sysctl could be opened for writing in the confined process"));
     }
     Ok(())
