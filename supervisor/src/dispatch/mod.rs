@@ -198,13 +198,13 @@ impl Dispatcher {
             Event::Exited { instance, status, .. } => {
                 if let Some(live) = self.live.get(instance) {
                     let what = What::WorkloadExited { generation: live.run.generation, status: *status };
-                    self.context.events.publish(None, what);
+                    self.context.events.publish(self.current(), what);
                 }
             }
             Event::Ready { instance, ready, .. } => {
                 if let Some(live) = self.live.get(instance) {
                     let what = What::Ready { generation: live.run.generation, ready: *ready };
-                    self.context.events.publish(None, what);
+                    self.context.events.publish(self.current(), what);
                 }
                 self.let_go();
             }
@@ -226,14 +226,18 @@ impl Dispatcher {
         }
     }
 
+    /// The update that what happens now belongs to.
+    fn current(&self) -> Option<UpdateId> {
+        self.state.attempt.as_ref().map(|attempt| attempt.id)
+    }
+
     fn announce(&self, before: Phase) {
         let (before, now) = (before.name(), self.state.phase.name());
         if before == now {
             return;
         }
-        let id = self.state.attempt.as_ref().map(|attempt| attempt.id);
         let message = self.phase_message();
-        self.context.events.publish(id, What::Phase { phase: now, message });
+        self.context.events.publish(self.current(), What::Phase { phase: now, message });
     }
 
     fn asked(&mut self, asked: Asked) {

@@ -321,12 +321,14 @@ impl Dispatcher {
             prober.abort();
         }
         let Some(live) = self.live.get(&run.instance) else { return };
+        let new = || prove::Transcript::new(run.generation);
+        let transcript = self.transcripts.entry(run.instance).or_insert_with(new).clone();
         let prover = prove::Prover {
             run,
             init: Arc::clone(&live.init),
             said: live.said.clone(),
             health: self.context.spec.health.clone(),
-            transcript: self.transcripts.entry(run.instance).or_default().clone(),
+            transcript,
             answers: self.answers.clone(),
         };
         self.prober = Some(tokio::spawn(prover.prove(purpose)));
@@ -371,6 +373,8 @@ impl Dispatcher {
         self.work.remove(&attempt.id);
         let failed = matches!(outcome, Outcome::RolledBack | Outcome::Degraded | Outcome::Aborted);
         let evidence = attempt.to.filter(|_| failed).map(|generation| self.evidence(generation, attempt.exit_status));
+        // Before the gate there is mostly nothing to be seen.
+        let evidence = evidence.filter(|evidence| *evidence != Evidence::default());
         let micros = |ns: Option<u64>| ns.map(|ns| ns / 1000);
         let view = UpdateView {
             id: attempt.id,
@@ -406,10 +410,8 @@ impl Dispatcher {
     }
 
     fn evidence(&self, generation: Generation, exit_status: Option<i32>) -> Evidence {
-        let instance =
-            self.live.values().filter(|live| live.run.generation == generation).map(|live| live.run.instance).max();
-        let instance = instance.or_else(|| self.transcripts.keys().copied().max());
-        let probes = instance.and_then(|instance| self.transcripts.get(&instance)).map(prove::Transcript::lines);
+        let of_it = self.transcripts.iter().filter(|(_, transcript)| transcript.generation == generation);
+        let probes = of_it.max_by_key(|(instance, _)| **instance).map(|(_, transcript)| transcript.lines());
         Evidence {
             output: self.context.output.tail(generation, EVIDENCE.0, EVIDENCE.1),
             probes: probes.unwrap_or_default(),

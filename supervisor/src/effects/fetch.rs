@@ -75,8 +75,12 @@ impl Progress for Teller {
         self.events.publish(Some(self.id), what);
     }
 
-    fn retry(&self, what: &str, after: Duration, error: &str) {
-        let message = format!("{what}: {error}; tried again in {:.1} s", after.as_secs_f64());
+    fn retry(&self, _: &str, after: Duration, error: &str) {
+        let then = match after {
+            Duration::ZERO => "the next source is asked".to_owned(),
+            after => format!("trying again in {:.1} s", after.as_secs_f64()),
+        };
+        let message = format!("failed to {error}; {then}");
         self.events.publish(Some(self.id), What::Warning { message });
     }
 }

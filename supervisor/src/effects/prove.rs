@@ -10,6 +10,7 @@ use std::{
 };
 
 use molt_core::{
+    ids::Generation,
     machine::{Event, Purpose, Run},
     spec::{Action, Health, Probe},
 };
@@ -29,16 +30,25 @@ use crate::{
 };
 
 /// The last probe results of a run, oldest first.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Transcript(Arc<Mutex<VecDeque<String>>>);
+#[derive(Debug, Clone)]
+pub(crate) struct Transcript {
+    /// Whose.
+    pub(crate) generation: Generation,
+    lines: Arc<Mutex<VecDeque<String>>>,
+}
 
 impl Transcript {
+    /// An empty one.
+    pub(crate) fn new(generation: Generation) -> Self {
+        Self { generation, lines: Arc::default() }
+    }
+
     fn note(&self, probe: &Probe, result: &Result<(), String>) {
         let line = match result {
             Ok(()) => format!("{} {}: ok", crate::observe::log::now(), describe(probe)),
             Err(why) => format!("{} {}: {why}", crate::observe::log::now(), describe(probe)),
         };
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.len() == 50 {
             lines.pop_front();
         }
@@ -47,7 +57,7 @@ impl Transcript {
 
     /// The lines.
     pub(crate) fn lines(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 }
 
