@@ -131,7 +131,7 @@ pub fn small_as(variant: &str, testd: &Path, packing: Packing, format: Format) -
             entrypoint = vec!["/sbin/init"];
         }
         "gosu" => {
-            let gosu = b"#!/bin/sh\nuser=$1; shift; exec busybox setuidgid \"$user\" \"$@\"\n";
+            let gosu = b"#!/bin/sh\nuser=$1; shift; exec busybox su -s /bin/sh $user -c 'exec \"$0\" \"$@\"' \"$@\"\n";
             last = last.file("usr/local/bin/gosu", 0o755, gosu);
             last = last.file("app/entry.sh", 0o755, b"#!/bin/sh\nexec gosu app \"$@\"\n");
             entrypoint = vec!["/app/entry.sh", daemon];

@@ -52,7 +52,7 @@ fn wrong_architecture(bed: &Bed) -> anyhow::Result<()> {
         Ok(Built::index(Format::Oci, vec![images::small("wrong-arch", &bed.program("molt-testd")?)?, other]))
     })?;
     let said = format!("failed to find an image for linux/{} in ", crate::harness::image::architecture());
-    pull_fails(&molt, 6, &plain, &[&said, "it has linux/"])?;
+    pull_fails(&molt, 6, &plain, &[&said, "it has only linux/"])?;
     pull_fails(&molt, 6, &index, &[&said, "linux/riscv64"])?;
     let dry = molt.expect(6, &["update", &plain, "--dry-run"])?;
     says(&dry.stderr, &[&said])
@@ -131,15 +131,12 @@ const NO_INTERPRETER: &str = "/opt/absent/bin/sh, the interpreter of /app/start,
 fn unusable(bed: &Bed, variant: &str, said: &str) -> anyhow::Result<()> {
     let molt = setup(bed)?.start()?;
     let image = bed.small(variant)?;
-    let said = [said, "forget that it failed: molt bad remove sha256:"];
-    fails(&molt, 1, &["update", &image], &said)?;
-    let bad = molt.status()?["bad"].clone();
-    ensure!(bad[0]["reason"] == "program-unusable", "{bad}");
-    tidy(&molt)?;
-    // It failed for what it is, so it is not tried again by itself.
-    let known = ["failed before (program-unusable, update u", "molt bad remove sha256:", "--force"];
-    fails(&molt, 6, &["update", &image], &known)?;
-    fails(&molt, 1, &["update", &image, "--force"], &said)?;
+    // It never ran, and another spec or user may take it: nothing is held against it, however often it is tried.
+    for _ in 0..2 {
+        fails(&molt, 1, &["update", &image], &[said])?;
+        ensure!(molt.status()?["bad"] == json!([]), "{}", molt.status()?["bad"]);
+        tidy(&molt)?;
+    }
     molt.expect(0, &["update", &bed.small("v2")?])?;
     molt.serves("v2", 2)
 }

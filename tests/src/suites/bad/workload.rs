@@ -49,6 +49,11 @@ fn ill(bed: &Bed) -> anyhow::Result<()> {
     let molt = setup(bed)?.with("/health/startupDeadline", json!("1s")).start()?;
     rolled_back(&molt, &bed.small("ill")?, &["not ready within 1s: the readiness probe", "503"])?;
     evidence(&molt, &["Probes", "503"])?;
+    // What is shown is what the failed one answered, not the one that is back.
+    let last = molt.last()?;
+    let probes = last["evidence"]["probes"].as_array().context("probes")?;
+    let well = |line: &serde_json::Value| line.as_str().is_none_or(|line| line.ends_with(": ok"));
+    ensure!(!probes.is_empty() && !probes.iter().any(well), "{probes:?}");
     molt.serves("v1", 3)
 }
 
@@ -61,7 +66,7 @@ fn ill_later(bed: &Bed) -> anyhow::Result<()> {
 
 fn dies_at_once(bed: &Bed) -> anyhow::Result<()> {
     let molt = setup(bed)?.start()?;
-    rolled_back(&molt, &bed.small("exits")?, &["ended with status 1"])?;
+    rolled_back(&molt, &bed.small("exits")?, &["the new version exited with status 1 during its trial"])?;
     evidence(&molt, &["Exit status 1", "testd: leaving at once"])?;
     // It was gone before it touched the state.
     molt.serves("v1", 2)
@@ -69,7 +74,7 @@ fn dies_at_once(bed: &Bed) -> anyhow::Result<()> {
 
 fn dies_later(bed: &Bed) -> anyhow::Result<()> {
     let molt = setup(bed)?.with("/health/monitor", json!("3s")).start()?;
-    rolled_back(&molt, &bed.small("dies-1s")?, &["generation 2 is ready", "ended with status 1"])?;
+    rolled_back(&molt, &bed.small("dies-1s")?, &["generation 2 is ready\n", "the new version exited with status 1 during its trial"])?;
     evidence(&molt, &["Exit status 1", "testd: leaving as told"])?;
     molt.serves("v1", 3)
 }
@@ -153,9 +158,10 @@ fn gosu(bed: &Bed) -> anyhow::Result<()> {
     says(&conditions, &["RunsAsRoot"])?;
     let parts = [
         "warning: allowRoot: user 0 may run, without a capability; entrypoints that chown or switch user (gosu) will fail",
-        "ended with status ",
+        "the new version exited with status ",
     ];
     rolled_back(&molt, &bed.small("gosu")?, &parts)?;
+    evidence(&molt, &["Operation not permitted"])?;
     let direct = bed.image("bad/gosu:direct", || {
         Ok(recipe(bed, "gosu")?.set("Entrypoint", json!(["/usr/local/bin/gosu", "app", "/app/molt-testd"])).build())
     })?;
@@ -167,7 +173,7 @@ fn gosu(bed: &Bed) -> anyhow::Result<()> {
 fn bad_good_bad(bed: &Bed) -> anyhow::Result<()> {
     let molt = setup(bed)?.start()?;
     let (bad, good) = (bed.small("exits")?, bed.small("v2")?);
-    rolled_back(&molt, &bad, &["ended with status 1"])?;
+    rolled_back(&molt, &bad, &["the new version exited with status 1 during its trial"])?;
     molt.expect(0, &["update", &good])?;
     molt.serves("v2", 3)?;
     let parts = ["failed before (exited-in-trial, update u", "forgets it, --force tries it again", "molt bad list"];
@@ -177,7 +183,7 @@ fn bad_good_bad(bed: &Bed) -> anyhow::Result<()> {
     molt.expect(3, &["update", &bad, "--force"])?;
     molt.serves("v2", 4)?;
     molt.expect(0, &["bad", "remove", &digest])?;
-    rolled_back(&molt, &bad, &["ended with status 1"])?;
+    rolled_back(&molt, &bad, &["the new version exited with status 1 during its trial"])?;
     molt.serves("v2", 5)?;
     // v1 is still the way back, not the one that failed.
     molt.expect(0, &["rollback"])?;
