@@ -332,19 +332,7 @@ fn hold_parts(
         let source = carry::hold(path).or_else(|errno| refuse(122, format!("failed to open {path}: {errno}")))?;
         state.push(StateMount { path: path.clone(), source });
     }
-    let mut own: Vec<String> = spec.claimed_paths().into_iter().map(str::to_owned).collect();
-    let given =
-        [args.spec.as_deref(), args.policy.as_deref(), store.map(|store| store.path.as_path()), socket.parent()];
-    own.extend(
-        given
-            .into_iter()
-            .flatten()
-            .map(|path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).display().to_string()),
-    );
-    // An image that lies in a folder is Molt's business, too.
-    if let Some(ImageRef::Layout { path, .. }) = &spec.image {
-        own.push(path.clone());
-    }
+    let own = own_paths(args, spec, socket, store);
     let carried =
         carry::find(&spec.state, &own, &spec.mounts).or_else(|error| refuse(125, format!("failed to {error}")))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -352,6 +340,23 @@ fn hold_parts(
         openat(CWD, "/", flags, Mode::empty()).or_else(|errno| refuse(125, format!("failed to open /: {errno}")))?;
     let anchors = store.map_or_else(|| PathBuf::from("/run/molt"), |store| store.path.clone()).join("anchors");
     Ok(Parts { state, carried, own_root, anchors })
+}
+
+/// Everything Molt keeps for itself, as written and as the kernel names it in mountinfo: a mount that holds any of it is
+/// never carried.
+fn own_paths(args: &InitArgs, spec: &Spec, socket: &Path, store: Option<&Store>) -> Vec<String> {
+    let beside = args.spec.as_deref().and_then(Path::parent).unwrap_or(Path::new("/"));
+    let mut paths: Vec<PathBuf> = spec.claimed_paths().into_iter().map(|path| beside.join(path)).collect();
+    let given =
+        [args.spec.as_deref(), args.policy.as_deref(), store.map(|store| store.path.as_path()), socket.parent()];
+    paths.extend(given.into_iter().flatten().map(Path::to_owned));
+    // An image that lies in a folder is Molt's business, too.
+    if let Some(ImageRef::Layout { path, .. }) = &spec.image {
+        paths.push(PathBuf::from(path));
+    }
+    let resolved: Vec<PathBuf> = paths.iter().filter_map(|path| std::fs::canonicalize(path).ok()).collect();
+    paths.extend(resolved);
+    paths.iter().map(|path| path.display().to_string()).collect()
 }
 
 fn client(spec: &Spec) -> Result<molt_oci::Client, Refusal> {

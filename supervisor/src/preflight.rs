@@ -166,7 +166,7 @@ pub(crate) fn optional() -> Vec<Finding> {
             "/proc",
             Grade::Degraded,
             "the kernel refuses a fresh one: the workload sees the supervisor's, read-only",
-            Some("procMode: Unmasked with hostUsers: false in a pod, --security-opt unmask=ALL with podman"),
+            Some("procMount: Unmasked with hostUsers: false in a pod, --security-opt unmask=ALL with podman"),
         ),
     });
     findings

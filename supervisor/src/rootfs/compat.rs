@@ -46,6 +46,7 @@ impl Drop for Anchor {
         if let Err(errno) = unmount(&self.0, UnmountFlags::DETACH) {
             tracing::warn!(path = %self.0.display(), %errno, "failed to unmount an anchored root");
         }
+        let _ = std::fs::remove_dir(&self.0);
     }
 }
 

@@ -41,6 +41,12 @@ impl Store {
         let folder = openat(&self.generations, &new, FOLDER, Mode::empty()).map_err(self.failed("open", number))?;
         for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
             mkdirat(&folder, name, Mode::from_raw_mode(mode)).map_err(self.failed("make", number))?;
+            // The upper folder is the generation's `/`: a store with a set-group-id bit must not show in it.
+            let made = openat(&folder, name, FOLDER, Mode::empty()).map_err(self.failed("open", number))?;
+            let root = (Some(rustix::fs::Uid::ROOT), Some(rustix::fs::Gid::ROOT));
+            rustix::fs::fchown(&made, root.0, root.1)
+                .and_then(|()| rustix::fs::fchmod(&made, Mode::from_raw_mode(mode)))
+                .map_err(self.failed("own", number))?;
         }
         let text = serde_json::to_vec_pretty(record).unwrap_or_default();
         write(&folder, RECORD, &text).map_err(self.failed("write", number))?;

@@ -13,10 +13,11 @@ use super::{Bytes, Span, document::Node};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Update {
-    /// Go back by itself when the new generation fails its trial. Default: true. With false the failed one stays, as
-    /// `Degraded`, until somebody decides.
+    /// Go back by itself when the new generation fails its probes. Default: true. With false it stays on trial until
+    /// `molt confirm` or `molt reject`; one that exits is rolled back all the same, as nothing would be left running.
     pub auto_rollback: bool,
-    /// Generations kept on disk beside the confirmed one, so that a rollback needs no network. Default: 3.
+    /// Generations kept on disk, the confirmed and the previous one among them, so that a rollback needs no network.
+    /// Default: 3.
     #[schemars(range(min = 1, max = 100))]
     pub keep: u32,
     /// Who confirms. Default: auto.
