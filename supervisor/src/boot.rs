@@ -155,6 +155,14 @@ async fn serve(
     let past: VecDeque<_> = store.as_ref().map(|store| history::tail(&store.dir, HISTORY).into()).unwrap_or_default();
     let newest = past.iter().map(|view| view.id.0).max().unwrap_or(0);
     slot.next_update = slot.next_update.max(newest + 1);
+    if let Some(store) = store.clone() {
+        // What an interrupted clean-up or pull left; nobody waits for it.
+        drop(tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.content.empty_trash() {
+                tracing::warn!("failed to {}", crate::effects::chain(&error));
+            }
+        }));
+    }
     let document = context.spec.to_document();
     let shown = document.get("spec").cloned().unwrap_or_default();
     let (view_sender, view) = watch::channel(empty_view(&context.spec.name, shown));
