@@ -3,6 +3,7 @@
 //! In: a [`Setup`]: image, changes to the spec, volumes. Out: [`Molt`], whose client commands run inside the sandbox and
 //! whose workload is asked over loopback. Must not: let a test end well after two workloads held the state at once.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -239,6 +240,23 @@ impl Molt {
     /// Names in a folder of the store, in order.
     pub fn stored(&self, folder: &str) -> anyhow::Result<Vec<String>> {
         names(&self.store.join(folder))
+    }
+
+    /// PID 1 and everything that descends from it, as this program sees them: `(pid, name)`.
+    pub fn family(&self) -> anyhow::Result<Vec<(u32, String)>> {
+        let stat = |pid: u32| -> Option<(u32, String)> {
+            let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            let (head, tail) = text.rsplit_once(')')?;
+            let parent = tail.split_whitespace().nth(1)?.parse().ok()?;
+            Some((parent, head.split_once('(')?.1.to_owned()))
+        };
+        let all = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        let table: BTreeMap<u32, (u32, String)> = all.filter_map(|pid| Some((pid, stat(pid)?))).collect();
+        let first = self.sandbox.pid1()?;
+        let descends = |pid: u32| {
+            std::iter::successors(Some(pid), |pid| table.get(pid).map(|(parent, _)| *parent)).any(|pid| pid == first)
+        };
+        Ok(table.iter().filter(|(pid, _)| descends(**pid)).map(|(pid, (_, name))| (*pid, name.clone())).collect())
     }
 
     /// An error if two workloads ever held the state at once, or the supervisor broke an own rule.

@@ -177,7 +177,7 @@ fn external(bed: &Bed) -> anyhow::Result<()> {
 }
 
 /// A sandbox whose registry is slow to give out the last layer of v2.
-fn slow(bed: &Bed) -> anyhow::Result<(Molt, Faulty)> {
+fn slow(bed: &Bed) -> anyhow::Result<(Molt, Faulty, String)> {
     for version in ["v1", "v2", "v3"] {
         bed.small(version)?;
     }
@@ -187,16 +187,22 @@ fn slow(bed: &Bed) -> anyhow::Result<(Molt, Faulty)> {
     let accept = [("Accept", "application/vnd.oci.image.manifest.v1+json")];
     let manifest = http::request(proxy.address, "GET", "/v2/small/manifests/v2", &accept, &[], SOON)?.json()?;
     let layer = manifest["layers"][2]["digest"].as_str().context("a layer")?;
-    proxy.rule(&format!("GET /v2/small/blobs/{layer}"), Fault::Stall(10), 1);
-    Ok((molt, proxy))
+    let stalls = format!("GET /v2/small/blobs/{layer}");
+    proxy.rule(&stalls, Fault::Stall(10), 1);
+    Ok((molt, proxy, stalls))
+}
+
+fn until_stalled(proxy: &Faulty, stalls: &str) -> anyhow::Result<()> {
+    wait::until("the fetch to stall", SOON, || proxy.requests().iter().any(|request| request == stalls))
 }
 
 fn supersedes(bed: &Bed) -> anyhow::Result<()> {
-    let (molt, proxy) = slow(bed)?;
+    let (molt, proxy, stalls) = slow(bed)?;
     let words = ["/usr/local/bin/molt", "update", &proxy.reference("small:v2")];
     let mut first = molt.sandbox.exec_command(&words)?;
     let mut first = Background::spawn(first.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))?;
-    molt.until("the fetch to stall", |status| status["phase"] == "Fetching")?;
+    until_stalled(&proxy, &stalls)?;
+    ensure!(molt.status()?["phase"] == "Fetching");
     molt.expect(0, &["update", &proxy.reference("small:v3")])?;
     molt.serves("v3", 2)?;
     let code = process::code(process::wait(&mut first.0, SOON)?);
@@ -208,9 +214,10 @@ fn supersedes(bed: &Bed) -> anyhow::Result<()> {
 }
 
 fn cancel(bed: &Bed) -> anyhow::Result<()> {
-    let (molt, proxy) = slow(bed)?;
+    let (molt, proxy, stalls) = slow(bed)?;
     molt.expect(0, &["update", "--no-wait", &proxy.reference("small:v2")])?;
-    molt.until("the fetch to stall", |status| status["phase"] == "Fetching")?;
+    until_stalled(&proxy, &stalls)?;
+    ensure!(molt.status()?["phase"] == "Fetching");
     molt.expect(0, &["cancel"])?;
     molt.serves("v1", 1)?;
     ensure!(molt.last()?["outcome"] == "aborted", "{}", molt.last()?);
@@ -360,17 +367,24 @@ fn falls_ill(bed: &Bed) -> anyhow::Result<()> {
     let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/health/monitor", json!("3s"));
     let molt = setup.start()?;
     goes_back(bed, &molt, "ill-later", "503")?;
-    ensure!(molt.last()?["reason"] == "unhealthy", "{}", molt.last()?);
+    let failed = molt.json(&["show", "u2"])?;
+    ensure!(failed["reason"] == "unhealthy", "{failed:#}");
     molt.sound()
 }
 
 fn no_auto_rollback(bed: &Bed) -> anyhow::Result<()> {
     let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/update/autoRollback", json!(false));
     let molt = setup.with("/health/startupDeadline", json!("700ms")).start()?;
-    molt.expect(4, &["update", &bed.small("ill")?])?;
-    let status = molt.status()?;
-    ensure!(status["phase"] == "Degraded", "{status:#}");
-    ensure!(molt.last()?["outcome"] == "degraded", "{}", molt.last()?);
+    molt.expect(0, &["update", "--no-wait", &bed.small("ill")?])?;
+    wait::until_ok("a word about it", SOON, || {
+        let events = molt.expect(0, &["events"])?.stdout;
+        ensure!(events.contains("update.autoRollback is off"), "{events}");
+        Ok(())
+    })?;
+    molt.serves("ill", 2)?;
+    ensure!(molt.generation("confirmed")? == Some(1) && molt.generation("trial")? == Some(2));
+    molt.expect(0, &["reject"])?;
+    molt.serves("v1", 3)?;
     molt.sound()
 }
 
@@ -447,7 +461,7 @@ fn double_forks(bed: &Bed) -> anyhow::Result<()> {
     let seen = beat();
     std::thread::sleep(std::time::Duration::from_millis(200));
     ensure!(beat() == seen, "the stray of the old generation lives on");
-    let running = molt.sandbox.processes()?;
+    let running = molt.family()?;
     ensure!(running.len() == 3, "molt, the shim and the workload, not {running:?}");
     molt.sound()
 }

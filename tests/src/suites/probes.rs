@@ -1,0 +1,145 @@
+//! Probes of every kind, their thresholds, and what liveness and readiness lead to after an update is over.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+
+use crate::harness::bed::Bed;
+use crate::harness::cases::{Case, case};
+use crate::harness::molt::{SOON, Setup};
+use crate::harness::runtime::Kind;
+use crate::harness::wait;
+
+/// The tests of this suite.
+pub(super) const CASES: &[Case] = &[
+    case("probe::exec_is_run_inside_and_its_status_counts", exec),
+    case("probe::tcp_wants_a_connection", tcp),
+    case("probe::notify_waits_for_ready", notify),
+    case("probe::notify_may_ask_for_more_time", extends),
+    case("probe::startup_goes_before_readiness", startup),
+    case("probe::successes_in_a_row_are_counted", successes),
+    case("probe::a_miss_below_the_threshold_is_forgiven", forgiven),
+    case("probe::liveness_starts_the_same_generation_again", liveness),
+    case("probe::readiness_is_shown_and_restarts_nothing", readiness),
+];
+
+fn shell(script: &str) -> Value {
+    json!({"exec": {"command": ["sh", "-c", script]}, "period": "100ms", "timeout": "2s"})
+}
+
+fn setup<'a>(bed: &'a Bed, image: &str, readiness: Value) -> anyhow::Result<Setup<'a>> {
+    let setup = Setup::new(bed, Kind::Light, &bed.small(image)?)?.with("/health/readiness", readiness);
+    Ok(setup.with("/health/startupDeadline", json!("1s")))
+}
+
+fn exec(bed: &Bed) -> anyhow::Result<()> {
+    let molt = setup(bed, "v1", shell("grep -q 'v[12]' /app/VERSION && test $(id -u) = 1000"))?.start()?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    molt.expect(3, &["update", &bed.small("v3")?])?;
+    let probes = &molt.json(&["show", "u3", "--evidence"])?["evidence"]["probes"];
+    ensure!(probes.to_string().contains("status 1"), "{probes:#}");
+    ensure!(molt.version()?.0 == "v2");
+    molt.sound()
+}
+
+fn tcp(bed: &Bed) -> anyhow::Result<()> {
+    let setup = setup(bed, "v1", Value::Null)?;
+    let probe = json!({"tcpSocket": {"port": setup.port}, "period": "100ms"});
+    let molt = setup.with("/health/readiness", probe).start()?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    // It never listens.
+    molt.expect(3, &["update", &bed.small("hangs")?])?;
+    molt.serves("v2", 4)?;
+    molt.sound()
+}
+
+fn notify(bed: &Bed) -> anyhow::Result<()> {
+    let molt = setup(bed, "notifies", json!({"notify": {}}))?.start()?;
+    ensure!(molt.status()?["workload"]["message"] == "serving", "STATUS= is shown");
+    molt.expect(3, &["update", &bed.small("never-notifies")?])?;
+    molt.serves("notifies", 3)?;
+    molt.sound()
+}
+
+fn extends(bed: &Bed) -> anyhow::Result<()> {
+    let molt = setup(bed, "notifies", json!({"notify": {}}))?.start()?;
+    let began = Instant::now();
+    // It asks for 5 s and needs 2 of them; 1 s is the deadline.
+    molt.expect(0, &["update", &bed.small("extends")?])?;
+    ensure!(began.elapsed() >= Duration::from_secs(2));
+    molt.serves("extends", 2)?;
+    molt.sound()
+}
+
+fn startup(bed: &Bed) -> anyhow::Result<()> {
+    let setup = setup(bed, "v1", shell("echo readiness >> /sandbox/state/asked"))?;
+    let first = "echo startup >> /sandbox/state/asked; test $(grep -c startup /sandbox/state/asked) -ge 3";
+    let molt = setup.with("/health/startup", shell(first)).start()?;
+    let asked = molt.state_file("asked").context("asked")?;
+    let lines: Vec<&str> = asked.lines().take(4).collect();
+    ensure!(lines == ["startup", "startup", "startup", "readiness"], "{asked}");
+    molt.sound()
+}
+
+fn successes(bed: &Bed) -> anyhow::Result<()> {
+    // Yes, no, then yes for ever: three in a row are reached with the fifth.
+    let script = "echo x >> /sandbox/state/asked; test $(wc -l < /sandbox/state/asked) -ne 2";
+    let mut probe = shell(script);
+    probe["successThreshold"] = json!(3);
+    let setup = setup(bed, "v1", probe)?.with("/health/startupDeadline", json!("5s"));
+    let molt = setup.with("/health/monitor", json!("0s")).launch()?;
+    molt.until("the workload to be ready", |status| status["workload"]["ready"] == true)?;
+    let asked = molt.state_file("asked").context("asked")?.lines().count();
+    ensure!(asked >= 5, "ready after {asked} attempts");
+    molt.sound()
+}
+
+fn forgiven(bed: &Bed) -> anyhow::Result<()> {
+    let script = "if test -e /sandbox/state/miss; then rm /sandbox/state/miss; exit 1; fi";
+    let mut probe = shell(script);
+    probe["failureThreshold"] = json!(2);
+    let molt = setup(bed, "v1", Value::Null)?.with("/health/liveness", probe).start()?;
+    let miss = molt.state.join("miss");
+    for _ in 0..3 {
+        fs::write(&miss, "")?;
+        wait::until("the probe to miss once", SOON, || !miss.exists())?;
+        // One good answer at least before the next miss.
+        std::thread::sleep(Duration::from_millis(350));
+    }
+    molt.serves("v1", 1)?;
+    molt.sound()
+}
+
+fn liveness(bed: &Bed) -> anyhow::Result<()> {
+    let script = "if test -e /sandbox/state/dead; then rm /sandbox/state/dead; exit 1; fi";
+    let mut probe = shell(script);
+    probe["failureThreshold"] = json!(1);
+    let molt = setup(bed, "v1", Value::Null)?.with("/health/liveness", probe).start()?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    fs::write(molt.state.join("dead"), "")?;
+    wait::until_ok("another start", SOON, || molt.serves("v2", 3))?;
+    let status = molt.settled()?;
+    ensure!(status["workload"]["restarts"] == 1, "{status:#}");
+    ensure!(status["confirmed"]["generation"] == 2 && status["previous"]["generation"] == 1, "{status:#}");
+    ensure!(molt.stored("generations")? == ["1", "2"]);
+    let kinds = molt.json(&["history"])?;
+    ensure!(kinds.to_string().contains("\"restart\""), "{kinds:#}");
+    molt.sound()
+}
+
+fn readiness(bed: &Bed) -> anyhow::Result<()> {
+    let mut probe = shell("test ! -e /sandbox/state/unready");
+    probe["failureThreshold"] = json!(2);
+    let molt = setup(bed, "v1", probe)?.start()?;
+    ensure!(molt.molt(&["probe", "ready"])?.code == 0 && molt.molt(&["probe", "startup"])?.code == 0);
+    fs::write(molt.state.join("unready"), "")?;
+    molt.until("the workload to be shown as not ready", |status| status["workload"]["ready"] == false)?;
+    ensure!(molt.molt(&["probe", "ready"])?.code == 1 && molt.molt(&["probe", "live"])?.code == 0);
+    fs::remove_file(molt.state.join("unready"))?;
+    molt.until("the workload to be ready again", |status| status["workload"]["ready"] == true)?;
+    ensure!(molt.molt(&["probe", "ready"])?.code == 0);
+    molt.serves("v1", 1)?;
+    molt.sound()
+}

@@ -1,0 +1,267 @@
+//! The container is killed or stopped at any time and started again; signals and exit codes of PID 1; its output.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::harness::bed::Bed;
+use crate::harness::cases::{Case, case};
+use crate::harness::faulty::{Fault, Faulty};
+use crate::harness::molt::{SOON, Setup};
+use crate::harness::runtime::Kind;
+use crate::harness::{http, wait};
+
+/// The tests of this suite.
+pub(super) const CASES: &[Case] = &[
+    case("restart::enters_what_was_confirmed_and_not_the_image_of_the_spec", idle),
+    case("restart::after_a_rollback_stays_with_it", after_a_rollback),
+    case("restart::during_a_fetch_leaves_the_old_one", during_a_fetch),
+    case("restart::killed_in_a_trial_goes_back", killed_in_a_trial),
+    case("restart::stopped_in_a_trial_goes_on_with_it", stopped_in_a_trial),
+    case("restart::killed_at_any_time_something_proven_runs", any_time),
+    case("restart::a_changed_image_in_the_spec_is_a_new_intent", changed_spec),
+    case("exit::the_status_of_the_workload_is_that_of_the_container", status_passes),
+    case("exit::a_signal_that_kills_the_workload_is_told_as_128_and_its_number", killed_by_signal),
+    case("exit::term_int_and_quit_stop_the_workload", stopped_by_signal),
+    case("exit::an_update_before_its_gate_is_given_up_when_the_workload_ends", ends_during_fetch),
+    case("signal::others_are_passed_on_to_the_workload", forwarded),
+    case("output::goes_to_the_container_and_to_molt_logs", output),
+];
+
+fn idle(bed: &Bed) -> anyhow::Result<()> {
+    for version in ["v1", "v2"] {
+        bed.small(version)?;
+    }
+    let proxy = Faulty::start(bed.registry()?.address)?;
+    let setup = Setup::new(bed, Kind::Light, &proxy.reference("small:v1"))?;
+    let mut molt = setup.with("/registries/insecure", json!([proxy.address.to_string()])).start()?;
+    molt.click()?;
+    molt.expect(0, &["update", "--reason", "a test", &proxy.reference("small:v2")])?;
+    proxy.heal();
+    ensure!(molt.sandbox.kill()? == 137);
+    molt.sandbox.restart()?;
+    let status = molt.settled()?;
+    molt.serves("v2", 3)?;
+    ensure!(molt.clicks()? == 1);
+    ensure!(proxy.requests().is_empty(), "the registry is not needed: {:?}", proxy.requests());
+    ensure!(status["confirmed"]["generation"] == 2 && status["previous"]["generation"] == 1, "{status:#}");
+    let history = molt.json(&["history"])?;
+    let update = history.as_array().and_then(|all| all.iter().find(|one| one["id"] == "u2")).context("u2")?;
+    ensure!(update["outcome"] == "confirmed" && update["note"] == "a test", "{history:#}");
+    ensure!(status["lastUpdate"]["id"] == "u2", "{status:#}");
+    // The numbers go on, and so does the way back.
+    molt.expect(0, &["rollback"])?;
+    molt.serves("v1", 4)?;
+    molt.sound()
+}
+
+fn after_a_rollback(bed: &Bed) -> anyhow::Result<()> {
+    let mut molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    molt.expect(0, &["rollback"])?;
+    ensure!(molt.sandbox.stop(SOON)? == 0);
+    ensure!(molt.state_file("clean-stop").as_deref() == Some("v1 3\n"));
+    molt.sandbox.restart()?;
+    molt.settled()?;
+    molt.serves("v1", 4)?;
+    ensure!((molt.generation("confirmed")?, molt.generation("previous")?) == (Some(1), Some(2)));
+    molt.sound()
+}
+
+fn during_a_fetch(bed: &Bed) -> anyhow::Result<()> {
+    for version in ["v1", "v2"] {
+        bed.small(version)?;
+    }
+    let proxy = Faulty::start(bed.registry()?.address)?;
+    let setup = Setup::new(bed, Kind::Light, &proxy.reference("small:v1"))?;
+    let mut molt = setup.with("/registries/insecure", json!([proxy.address.to_string()])).start()?;
+    let accept = [("Accept", "application/vnd.oci.image.manifest.v1+json")];
+    let manifest = http::request(proxy.address, "GET", "/v2/small/manifests/v2", &accept, &[], SOON)?.json()?;
+    let layer = format!("GET /v2/small/blobs/{}", manifest["layers"][2]["digest"].as_str().context("a layer")?);
+    proxy.rule(&layer, Fault::Stall(100), 1);
+    molt.expect(0, &["update", "--no-wait", &proxy.reference("small:v2")])?;
+    wait::until("the fetch to stall", SOON, || proxy.requests().contains(&layer))?;
+    ensure!(molt.sandbox.kill()? == 137);
+    molt.sandbox.restart()?;
+    let status = molt.settled()?;
+    molt.serves("v1", 2)?;
+    ensure!(status["trial"].is_null() && status["bad"] == json!([]), "{status:#}");
+    molt.expect(0, &["update", &proxy.reference("small:v2")])?;
+    molt.serves("v2", 3)?;
+    ensure!(molt.stored("trash").map_or(true, |left| left.is_empty()), "{:?}", molt.stored("trash"));
+    molt.sound()
+}
+
+fn killed_in_a_trial(bed: &Bed) -> anyhow::Result<()> {
+    let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/health/monitor", json!("20s"));
+    let mut molt = setup.start()?;
+    molt.expect(0, &["update", "--no-wait", &bed.small("v2")?])?;
+    molt.until("the trial", |status| status["phase"] == "Proving" && status["trial"]["generation"] == 2)?;
+    ensure!(molt.sandbox.kill()? == 137);
+    molt.sandbox.restart()?;
+    let status = molt.settled()?;
+    ensure!(molt.version()?.0 == "v1", "an unproven trial was entered");
+    ensure!(status["confirmed"]["generation"] == 1 && status["trial"].is_null(), "{status:#}");
+    let last = &status["lastUpdate"];
+    ensure!(last["id"] == "u2" && last["outcome"] == "rolledBack", "{last:#}");
+    molt.expect(6, &["update", &bed.small("v2")?])?;
+    molt.sound()
+}
+
+fn stopped_in_a_trial(bed: &Bed) -> anyhow::Result<()> {
+    let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/health/monitor", json!("2s"));
+    let mut molt = setup.start()?;
+    molt.expect(0, &["update", "--no-wait", &bed.small("v2")?])?;
+    molt.until("the trial", |status| status["phase"] == "Proving" && status["workload"]["ready"] == true)?;
+    ensure!(molt.sandbox.stop(SOON)? == 0);
+    molt.sandbox.restart()?;
+    molt.until("the trial to go on", |status| status["trial"]["generation"] == 2)?;
+    let status = molt.until("the confirmation", |status| status["confirmed"]["generation"] == 2)?;
+    ensure!(status["lastUpdate"]["id"] == "u2" && status["lastUpdate"]["outcome"] == "confirmed", "{status:#}");
+    ensure!(status["bad"] == json!([]), "{status:#}");
+    ensure!(molt.version()?.0 == "v2");
+    molt.sound()
+}
+
+fn any_time(bed: &Bed) -> anyhow::Result<()> {
+    let images = [bed.small("v1")?, bed.small("v2")?];
+    let mut molt = Setup::new(bed, Kind::Light, &images[0])?.start()?;
+    let mut clicks = 0;
+    for (round, pause) in [0, 15, 30, 45, 60, 80, 120, 200, 300, 450].into_iter().enumerate() {
+        clicks += 1;
+        ensure!(molt.click()? == clicks, "the state is lost in round {round}");
+        let serving = molt.generation("confirmed")?;
+        let other = usize::from(molt.version()?.0 == "v1");
+        molt.expect(0, &["update", "--force", "--no-wait", &images[other]])?;
+        std::thread::sleep(Duration::from_millis(pause));
+        ensure!(molt.sandbox.kill()? == 137);
+        molt.sandbox.restart()?;
+        let status = molt.settled().with_context(|| format!("killed {pause} ms after the request"))?;
+        ensure!(status["trial"].is_null(), "{status:#}");
+        let confirmed = status["confirmed"]["generation"].as_u64();
+        let version = molt.version()?.0;
+        let image = status["confirmed"]["image"].as_str().context("an image")?;
+        ensure!(image.ends_with(&version), "{version} runs, {image} is shown");
+        ensure!(confirmed >= serving, "{confirmed:?} after {serving:?}");
+        molt.sound()?;
+    }
+    Ok(())
+}
+
+fn changed_spec(bed: &Bed) -> anyhow::Result<()> {
+    let (v1, v3) = (bed.small("v1")?, bed.small("v3")?);
+    let mut molt = Setup::new(bed, Kind::Light, &v1)?.start()?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    let spec = molt.config.join("sandbox.yaml");
+    fs::write(&spec, fs::read_to_string(&spec)?.replace(&v1, &v3))?;
+    molt.sandbox.stop(SOON)?;
+    molt.sandbox.restart()?;
+    let status = molt.until("the image of the spec", |status| {
+        status["phase"] == "Idle" && status["confirmed"]["generation"] == 3
+    })?;
+    ensure!(molt.version()?.0 == "v3" && status["previous"]["generation"] == 2, "{status:#}");
+    // It is not wanted again after somebody went back.
+    molt.expect(0, &["rollback"])?;
+    molt.sandbox.stop(SOON)?;
+    molt.sandbox.restart()?;
+    molt.settled()?;
+    ensure!(molt.version()?.0 == "v2");
+    molt.sound()
+}
+
+fn status_passes(bed: &Bed) -> anyhow::Result<()> {
+    let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?;
+    let mut molt = setup.workload_env("TESTD_BEHAVIOUR", "exit=7,after=300").launch()?;
+    ensure!(molt.sandbox.wait(SOON)? == 7, "{}", molt.sandbox.logs());
+    // The same, after an update.
+    let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/health/monitor", json!("0s"));
+    let mut molt = setup.start()?;
+    molt.expect(0, &["update", &bed.small("dies-1s")?])?;
+    ensure!(molt.sandbox.wait(SOON)? == 1, "{}", molt.sandbox.logs());
+    Ok(())
+}
+
+fn killed_by_signal(bed: &Bed) -> anyhow::Result<()> {
+    for (signal, code) in [("KILL", 137), ("ABRT", 134)] {
+        let mut molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
+        let pid = molt.get("/")?["pid"].to_string();
+        // It takes itself along.
+        molt.molt(&["exec", "--", "kill", &format!("-{signal}"), &pid])?;
+        let ended = molt.sandbox.wait(SOON)?;
+        ensure!(ended == code, "{signal}: {ended}, not {code}");
+    }
+    Ok(())
+}
+
+fn stopped_by_signal(bed: &Bed) -> anyhow::Result<()> {
+    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130), (Signal::SIGQUIT, 131)] {
+        let setup = Setup::own_root(bed, Kind::Light, &["sleep", "1000"])?;
+        let mut molt = setup.with("/health/readiness", json!(null)).start()?;
+        molt.sandbox.signal(signal)?;
+        let ended = molt.sandbox.wait(SOON)?;
+        ensure!(ended == code, "{signal}: {ended}, not {code}");
+    }
+    Ok(())
+}
+
+fn ends_during_fetch(bed: &Bed) -> anyhow::Result<()> {
+    for version in ["v1", "v2"] {
+        bed.small(version)?;
+    }
+    let proxy = Faulty::start(bed.registry()?.address)?;
+    let setup = Setup::new(bed, Kind::Light, &proxy.reference("small:v1"))?;
+    let mut molt = setup.with("/registries/insecure", json!([proxy.address.to_string()])).start()?;
+    proxy.rule("GET /v2/small/blobs/", Fault::Stall(10), None);
+    molt.expect(0, &["update", "--no-wait", &proxy.reference("small:v2")])?;
+    let pid = molt.get("/")?["pid"].to_string();
+    molt.molt(&["exec", "--", "kill", "-KILL", &pid])?;
+    ensure!(molt.sandbox.wait(SOON)? == 137);
+    proxy.heal();
+    molt.sandbox.restart()?;
+    let status = molt.settled()?;
+    ensure!(status["lastUpdate"]["outcome"] == "aborted", "{status:#}");
+    molt.serves("v1", 2)?;
+    molt.sound()
+}
+
+fn forwarded(bed: &Bed) -> anyhow::Result<()> {
+    let molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
+    let mut wanted = Vec::new();
+    for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGHUP, Signal::SIGWINCH] {
+        molt.sandbox.signal(signal)?;
+        wanted.push(signal.as_str());
+        wait::until_ok("the signal to arrive", SOON, || {
+            let text = molt.state_file("signals").unwrap_or_default();
+            let seen: Vec<&str> = text.lines().collect();
+            ensure!(seen == wanted, "{seen:?}, not {wanted:?}");
+            Ok(())
+        })?;
+    }
+    molt.serves("v1", 1)?;
+    molt.sound()
+}
+
+fn output(bed: &Bed) -> anyhow::Result<()> {
+    let script = "echo to stdout; echo to stderr >&2; printf 'no newline'; exec sleep 1000";
+    let setup = Setup::own_root(bed, Kind::Podman, &["sh", "-c", script])?;
+    let molt = setup.with("/health/readiness", json!(null)).start()?;
+    wait::until_ok("the output", SOON, || {
+        let (log, kept) = (molt.sandbox.logs(), molt.expect(0, &["logs"])?.stdout);
+        for line in ["to stdout", "to stderr"] {
+            ensure!(log.contains(line), "{line:?} is missing in the container's log:\n{log}");
+            ensure!(kept.contains(line), "{line:?} is missing in molt logs:\n{kept}");
+        }
+        ensure!(log.contains("no newline"), "{log}");
+        Ok(())
+    })?;
+    let lines = molt.expect(0, &["logs", "-o", "json"])?.stdout;
+    let lines: Vec<serde_json::Value> = lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let of = |stream: &str| lines.iter().filter(|line| line["stream"] == stream).count();
+    ensure!(of("stdout") >= 1 && of("stderr") == 1, "{lines:?}");
+    let tail = molt.expect(0, &["logs", "--tail", "1"])?.stdout;
+    ensure!(tail.lines().count() == 1, "{tail}");
+    Ok(())
+}
