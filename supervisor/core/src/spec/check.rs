@@ -199,7 +199,8 @@ impl Found<'_> {
             if name != "readiness" && probe.success_threshold != 1 {
                 self.add(&format!("{at}.successThreshold"), format!("must be 1 for {name}"));
             }
-            if name == "startup" {
+            // Readiness that was notified is not asked for again.
+            if name == "startup" || name == "readiness" && matches!(probe.action, Action::Notify) {
                 continue;
             }
             // Less than this, and a program that never answers passes its trial before the probe has failed.

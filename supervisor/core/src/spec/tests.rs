@@ -110,7 +110,7 @@ fn all_faults_of_a_document_come_at_once() {
             "11:10: spec.workload.tty: must be true or false",
         ]
     );
-    let text = with("state: [relative, /proc/x]\nhealth: {monitor: 5s, readiness: {notify: {}}}\nupdate: {keep: 3}");
+    let text = with("state: [relative, /proc/x]\nhealth: {monitor: 5s, readiness: {tcpSocket: {port: 1}}}\nupdate: {keep: 3}");
     assert_eq!(parse(&text).unwrap_err().0.len(), 3);
 }
 
@@ -183,6 +183,12 @@ fn bad_documents_are_refused_with_the_place_and_the_reason() {
         assert!(faults.contains(expected), "{section}\n  gives   {faults}\n  and not {expected}");
         assert!(faults.starts_with(|first: char| first.is_ascii_digit()), "no place: {faults}");
     }
+}
+
+#[test]
+fn a_short_monitor_goes_with_a_readiness_that_is_notified() {
+    assert!(parse(&with("health: {monitor: 1s, readiness: {notify: {}}}")).is_ok());
+    assert!(parse(&with("health: {monitor: 1s, readiness: {tcpSocket: {port: 1}}}")).is_err());
 }
 
 #[test]
