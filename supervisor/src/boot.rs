@@ -384,6 +384,19 @@ fn client(spec: &Spec) -> Result<molt_oci::Client, Refusal> {
         .or_else(|error| refuse(122, format!("failed to {}", crate::effects::chain(&error))))
 }
 
+/// What the container's image and its runtime gave PID 1, as an image's configuration would say it. `HOME` is that of
+/// PID 1's user, and `MOLT_…` is for PID 1.
+fn container() -> molt_oci::ImageConfig {
+    let env =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let env = env.filter(|(name, _)| name != "HOME" && !name.starts_with("MOLT_"));
+    molt_oci::ImageConfig {
+        env: env.map(|(name, value)| format!("{name}={value}")).collect(),
+        working_dir: std::env::current_dir().unwrap_or_default().display().to_string(),
+        ..molt_oci::ImageConfig::default()
+    }
+}
+
 /// Generation 0, where there is a command to run in the container's own root. Returns the image to fetch otherwise.
 fn own_root(
     args: &InitArgs,
@@ -394,29 +407,30 @@ fn own_root(
     if let Some(image) = &context.spec.image {
         return Ok(Some(image.clone()));
     }
-    let image = molt_oci::ImageConfig::default();
-    let program = plan::program(&context.spec, &image);
+    let none = molt_oci::ImageConfig::default();
     let policy = plan::Policy::read(&context.policy).or_else(|fault| refuse(122, fault.message))?;
-    let record = Record {
+    let mut record = Record {
         version: VERSION,
         generation: Generation(0),
         image: None,
         digest: None,
         layers: Vec::new(),
         policy_digest: policy.digest(&context.spec),
-        settings_digest: plan::settings_digest(&context.spec, &program),
-        program,
+        // Without the container's environment: it may differ at every start, and that makes no other generation.
+        settings_digest: plan::settings_digest(&context.spec, &plan::program(&context.spec, &none)),
+        program: plan::program(&context.spec, &container()),
         since: crate::observe::log::now(),
     };
-    let same = known
-        .get(&Generation(0))
-        .is_some_and(|old| old.same_triple(None, record.policy_digest, record.settings_digest));
-    if !same {
-        if let Some(store) = &context.store {
-            store.stage(&record, &context.policy).or_else(|error| refuse(120, format!("failed to {error}")))?;
+    let old = known.get(&Generation(0));
+    match old.filter(|old| old.same_triple(None, record.policy_digest, record.settings_digest)) {
+        Some(old) => record.since.clone_from(&old.since),
+        None => {
+            if let Some(store) = &context.store {
+                store.stage(&record, &context.policy).or_else(|error| refuse(120, format!("failed to {error}")))?;
+            }
         }
-        known.insert(Generation(0), record);
     }
+    known.insert(Generation(0), record);
     Ok(None)
 }
 

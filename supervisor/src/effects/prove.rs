@@ -82,6 +82,10 @@ impl Prover {
             return self.tell_unhealthy(message);
         }
         self.tell_ready(true);
+        if purpose == Purpose::Boot {
+            // Proven before: as after its trial, only a failing liveness starts it again.
+            self.health.readiness = None;
+        }
         match self.monitor().await {
             Ok(()) => drop(self.answers.send(Event::Proven { instance: self.run.instance })),
             Err(message) => self.tell_unhealthy(message),
