@@ -53,7 +53,8 @@ fn not_pid_1(bed: &Bed) -> anyhow::Result<()> {
 }
 
 fn no_capability(bed: &Bed) -> anyhow::Result<()> {
-    let program = [&["/bin/busybox", "start-stop-daemon", "-S", "-c", "app", "-x", PROGRAM, "--", "init"][..], &RUN].concat();
+    let program =
+        [&["/bin/busybox", "start-stop-daemon", "-S", "-c", "app", "-x", PROGRAM, "--", "init"][..], &RUN].concat();
     let store = bed.volume("store")?;
     let options = Options::new(bed, &program)?.volume(&store, STORE);
     refused(bed, options, 125, &["CAP_SYS_ADMIN", "--cap-add SYS_ADMIN", "nothing was touched"])?;
@@ -115,7 +116,9 @@ fn invalid_spec(bed: &Bed) -> anyhow::Result<()> {
     refused(bed, options, 122, &words)?;
     ensure!(names(&store)?.is_empty());
     // Faults of meaning are looked for where the form is right.
-    let text = format!("{head}  image: x\n  state: [relative, /a/../b]\n  registries: {{credentials: here}}\n");
+    let text = format!(
+        "{head}  image: registry.example.com/x:1\n  state: [relative, /a/../b]\n  registries: {{credentials: here}}\n"
+    );
     let (options, store) = with_spec(bed, &text)?;
     refused(bed, options, 122, &["spec.state[0]", "spec.state[1]", "spec.registries.credentials"])?;
     ensure!(names(&store)?.is_empty());
@@ -134,7 +137,7 @@ fn invalid_policy(bed: &Bed) -> anyhow::Result<()> {
         }},
     });
     let (options, store) = with_spec(bed, &spec.to_string())?;
-    refused(bed, options, 122, &["relative", "/a/../b", "run_as_user"])?;
+    refused(bed, options, 122, &["read_only[0]", "read_write[0]", "run_as_user"])?;
     ensure!(names(&store)?.is_empty());
     Ok(())
 }

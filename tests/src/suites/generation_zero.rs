@@ -83,7 +83,7 @@ fn without_a_store(bed: &Bed) -> anyhow::Result<()> {
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
     let molt = Molt { sandbox, address, state, store: unused.clone(), config: unused };
     molt.settled()?;
-    molt.serves("outer", 1)?;
+    wait::until_ok("the daemon to answer", SOON, || molt.serves("outer", 1))?;
     let status = molt.status()?;
     let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
     let durable = conditions.iter().find(|condition| condition["type"] == "Durable");

@@ -56,7 +56,10 @@ fn aborts(bed: &Bed, name: &str) -> anyhow::Result<()> {
     ensure!(molt.get("/")? == before, "the old workload was touched");
     let status = molt.status()?;
     ensure!(status["lastUpdate"]["reason"] == "hook-failed" && status["trial"].is_null(), "{status:#}");
-    ensure!(molt.json(&["bad", "list"])? == json!([]), "a failing hook of the old one does not count against the image");
+    ensure!(
+        molt.json(&["bad", "list"])? == json!([]),
+        "a failing hook of the old one does not count against the image"
+    );
     wait::until_ok("the armed one to be gone", SOON, || {
         let family = molt.family()?;
         ensure!(family.len() == 3, "{family:?}");

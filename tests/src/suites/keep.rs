@@ -20,7 +20,8 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 fn generations(molt: &Molt) -> anyhow::Result<Vec<u64>> {
-    let mut numbers = molt.stored("generations")?.iter().map(|name| Ok(name.parse()?)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut numbers =
+        molt.stored("generations")?.iter().map(|name| Ok(name.parse()?)).collect::<anyhow::Result<Vec<_>>>()?;
     numbers.sort_unstable();
     Ok(numbers)
 }

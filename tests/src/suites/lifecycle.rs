@@ -10,10 +10,10 @@ use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
 use crate::harness::faulty::{Fault, Faulty};
 use crate::harness::image::{Format, Layer, Packing};
-use crate::harness::molt::{Molt, SOON, Setup};
+use crate::harness::molt::{Molt, PROGRAM, SOON, Setup};
 use crate::harness::process::{self, Background};
 use crate::harness::runtime::Kind;
-use crate::harness::{http, images, wait};
+use crate::harness::{http, images, registry, wait};
 
 /// The tests of this suite.
 pub(super) const CASES: &[Case] = &[
@@ -39,6 +39,7 @@ pub(super) const CASES: &[Case] = &[
     case("rollback::not_by_itself_where_the_spec_says_so", no_auto_rollback),
     case("bad::an_image_that_failed_is_refused_until_forgotten_or_forced", remembered),
     case("bad::good_comes_after_bad", bad_good_bad),
+    case("exclusive::two_at_once_are_noticed", two_at_once),
     case("exclusive::a_workload_that_ignores_the_signal_is_killed_after_its_grace", ignores_term),
     case("exclusive::a_workload_that_stops_slowly_is_waited_for", slow_stop),
     case("exclusive::a_process_that_forked_away_is_gone_before_the_new_one_starts", double_forks),
@@ -198,7 +199,7 @@ fn until_stalled(proxy: &Faulty, stalls: &str) -> anyhow::Result<()> {
 
 fn supersedes(bed: &Bed) -> anyhow::Result<()> {
     let (molt, proxy, stalls) = slow(bed)?;
-    let words = ["/usr/local/bin/molt", "update", &proxy.reference("small:v2")];
+    let words = [PROGRAM, "update", &proxy.reference("small:v2")];
     let mut first = molt.sandbox.exec_command(&words)?;
     let mut first = Background::spawn(first.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))?;
     until_stalled(&proxy, &stalls)?;
@@ -426,6 +427,16 @@ fn bad_good_bad(bed: &Bed) -> anyhow::Result<()> {
     molt.expect(0, &["rollback"])?;
     ensure!(molt.version()?.0 == "v1");
     molt.sound()
+}
+
+/// What every test relies on when it asks whether a sandbox is sound.
+fn two_at_once(bed: &Bed) -> anyhow::Result<()> {
+    let molt = v1(bed)?;
+    molt.sound()?;
+    let port = format!("TESTD_PORT={}", registry::free_port()?);
+    let mut second = molt.sandbox.exec_command(&[PROGRAM, "exec", "-e", &port, "--", "/app/molt-testd"])?;
+    let _second = Background::spawn(second.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))?;
+    wait::until("the overlap to be noticed", SOON, || molt.sound().is_err())
 }
 
 fn ignores_term(bed: &Bed) -> anyhow::Result<()> {

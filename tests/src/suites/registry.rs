@@ -9,7 +9,7 @@ use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
 use crate::harness::faulty::Faulty;
 use crate::harness::image::{Built, Format, Packing};
-use crate::harness::molt::{Setup, SOON};
+use crate::harness::molt::{SOON, Setup};
 use crate::harness::registry::{PASSWORD, Registry};
 use crate::harness::runtime::Kind;
 use crate::harness::{images, process};
@@ -123,7 +123,8 @@ fn only_what_is_new(bed: &Bed) -> anyhow::Result<()> {
     let proxy = Faulty::start(bed.registry()?.address)?;
     let setup = Setup::new(bed, Kind::Light, &proxy.reference("small:v1"))?;
     let molt = setup.with("/registries/insecure", json!([proxy.address.to_string()])).start()?;
-    let blobs = || proxy.requests().iter().filter(|request| request.starts_with("GET") && request.contains("/blobs/")).count();
+    let blobs =
+        || proxy.requests().iter().filter(|request| request.starts_with("GET") && request.contains("/blobs/")).count();
     ensure!(blobs() == 4, "a config and three layers: {:?}", proxy.requests());
     proxy.heal();
     molt.expect(0, &["update", &proxy.reference("small:v2")])?;

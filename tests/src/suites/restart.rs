@@ -159,9 +159,8 @@ fn changed_spec(bed: &Bed) -> anyhow::Result<()> {
     fs::write(&spec, fs::read_to_string(&spec)?.replace(&v1, &v3))?;
     molt.sandbox.stop(SOON)?;
     molt.sandbox.restart()?;
-    let status = molt.until("the image of the spec", |status| {
-        status["phase"] == "Idle" && status["confirmed"]["generation"] == 3
-    })?;
+    let status = molt
+        .until("the image of the spec", |status| status["phase"] == "Idle" && status["confirmed"]["generation"] == 3)?;
     ensure!(molt.version()?.0 == "v3" && status["previous"]["generation"] == 2, "{status:#}");
     // It is not wanted again after somebody went back.
     molt.expect(0, &["rollback"])?;

@@ -126,7 +126,10 @@ fn redis(bed: &Bed) -> anyhow::Result<()> {
     ensure!(ask(&molt, "INCR molts")? == ":2");
     molt.expect(0, &["rollback"])?;
     ensure!(ask(&molt, "SELECT 17")?.starts_with("-ERR"), "v1 has 17 databases");
-    ensure!(ask(&molt, "GET crab")? == "soft" && ask(&molt, "GET molts")? == "2", "the data is gone after the rollback");
+    ensure!(
+        ask(&molt, "GET crab")? == "soft" && ask(&molt, "GET molts")? == "2",
+        "the data is gone after the rollback"
+    );
     molt.sound()
 }
 
@@ -166,7 +169,9 @@ fn exec_passes(bed: &Bed) -> anyhow::Result<()> {
     ensure!(output.stdout == format!("b c\n{}\n", molt.address.port()) && output.stderr == "e\n", "{output:?}");
     let script = format!("printf 'one\\ntwo\\n' | {PROGRAM} exec -i -- wc -l");
     ensure!(molt.sandbox.exec(&["sh", "-c", &script])?.ok()?.stdout.trim() == "2");
-    let script = format!("{PROGRAM} exec -- sh -c 'busybox seq 1 200000' | busybox md5sum; busybox seq 1 200000 | busybox md5sum");
+    let script = format!(
+        "{PROGRAM} exec -- sh -c 'busybox seq 1 200000' | busybox md5sum; busybox seq 1 200000 | busybox md5sum"
+    );
     let sums = molt.sandbox.exec(&["sh", "-c", &script])?.ok()?.stdout;
     let sums: Vec<&str> = sums.lines().collect();
     ensure!(sums.len() == 2 && sums[0] == sums[1], "a long output arrives whole: {sums:?}");
