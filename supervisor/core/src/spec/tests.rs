@@ -110,7 +110,8 @@ fn all_faults_of_a_document_come_at_once() {
             "11:10: spec.workload.tty: must be true or false",
         ]
     );
-    let text = with("state: [relative, /proc/x]\nhealth: {monitor: 5s, readiness: {tcpSocket: {port: 1}}}\nupdate: {keep: 3}");
+    let text =
+        with("state: [relative, /proc/x]\nhealth: {monitor: 5s, readiness: {tcpSocket: {port: 1}}}\nupdate: {keep: 3}");
     assert_eq!(parse(&text).unwrap_err().0.len(), 3);
 }
 
