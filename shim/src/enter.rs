@@ -80,13 +80,13 @@ fn confine(control: &OwnedFd, launch: &Launch, report: &mut Report) -> Step<()> 
     if !launch.hostname.is_empty() {
         rustix::system::sethostname(launch.hostname.as_bytes()).at("sethostname", &launch.hostname)?;
     }
-    // What it says is made when it is read, about this process.
-    let mut status = std::fs::File::open("/proc/self/status")
-        .map_err(|error| refuse("status", format!("/proc/self/status: {error}")))?;
     let domain = confine::landlock::prepare(launch.confinement.landlock.as_ref(), report)?;
     confine::limits::apply(&launch.limits, launch.oom_score_adj, report)?;
     confine::ids::assume(&launch.identity, report)?;
     arm_death_signal(control)?;
+    // What it says is made when it is read, with ids as whoever opened it has them: in the user namespace of `assume`.
+    let mut status = std::fs::File::open("/proc/self/status")
+        .map_err(|error| refuse("status", format!("/proc/self/status: {error}")))?;
     rustix::thread::set_no_new_privs(true).at("prctl", "no_new_privs")?;
     confine::landlock::enforce(domain, report)?;
     for (number, program) in launch.confinement.seccomp.iter().enumerate() {
