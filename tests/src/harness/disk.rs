@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::process;
 
-const STEP: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_mins(1);
 const STEP_DOWN: u64 = 128 << 10;
 
 /// What is on the disk.

@@ -45,7 +45,7 @@ pub const SMALL: [&str; 25] = [
 ];
 
 /// For what goes over the network, or packs a whole Debian.
-const LONG: Duration = Duration::from_secs(600);
+const LONG: Duration = Duration::from_mins(10);
 const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: [&str; 24] = [
     "sh", "cat", "chmod", "cp", "echo", "env", "false", "grep", "id", "kill", "ln", "ls", "mkdir", "mount", "mv", "ps",

@@ -14,7 +14,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::{process, world};
 
-const STEP: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_mins(1);
 
 /// A private podman.
 #[derive(Debug, Clone)]

@@ -20,11 +20,18 @@ pub(in crate::suites) const CASES: &[Case] = &[
     case("bad::image::five_gigabytes_claimed_on_a_full_disk", claims_too_much),
     case("bad::image::a_file_that_claims_five_gigabytes", claiming_entry),
     case("bad::image::a_disk_that_fills_up_on_the_way", disk_fills_up),
+    case("bad::image::a_full_disk_does_not_stop_a_rollback", rollback_on_a_full_disk),
     case("bad::image::a_program_that_is_not_there", |bed| unusable(bed, "no-entrypoint-file", NO_FILE)),
     case("bad::image::a_program_that_is_not_executable", |bed| unusable(bed, "not-executable", NOT_EXECUTABLE)),
     case("bad::image::a_script_without_its_interpreter", |bed| unusable(bed, "bad-interpreter", NO_INTERPRETER)),
+    case("bad::image::a_program_for_another_machine", other_machine),
+    case("bad::image::a_program_without_its_elf_interpreter", no_elf_interpreter),
+    case("bad::image::a_program_that_is_nowhere_in_path", nowhere_in_path),
+    case("bad::image::neither_entrypoint_nor_command", no_command),
+    case("bad::image::a_working_directory_that_is_not_there", no_working_directory),
     case("bad::image::a_user_it_does_not_have", unknown_user),
-    case("bad::image::a_user_it_does_not_have_by_default_root", root_by_name),
+    case("bad::image::root_without_leave", root_without_leave),
+    case("bad::image::a_user_who_cannot_write_the_state", cannot_write_state),
     case("bad::image::without_the_state_folder_it_is_made", no_state_folder),
     case("bad::image::the_state_folder_is_a_link_to_etc", state_is_a_link),
     case("bad::image::names_that_climb_out_are_refused", climbing_names),
@@ -62,7 +69,7 @@ fn wrong_architecture(bed: &Bed) -> anyhow::Result<()> {
 fn on_a_disk(bed: &Bed, megabytes: u64) -> anyhow::Result<(Molt, Disk)> {
     let disk = Disk::new(&bed.scratch("disk")?, FileSystem::Ext4, megabytes)?;
     let mut setup = setup(bed)?;
-    setup.store = disk.path.clone();
+    setup.store.clone_from(&disk.path);
     Ok((setup.start()?, disk))
 }
 
@@ -124,6 +131,22 @@ fn disk_fills_up(bed: &Bed) -> anyhow::Result<()> {
     molt.serves("v4", 2)
 }
 
+fn rollback_on_a_full_disk(bed: &Bed) -> anyhow::Result<()> {
+    let (molt, disk) = on_a_disk(bed, 96)?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    disk.fill(0)?;
+    ensure!(fs::write(disk.path.join("more"), vec![1; 1 << 20]).is_err(), "the disk is not full");
+    pull_fails(&molt, 6, &bed.small("v3")?, &["will take about ", "MiB are free", "free some: molt gc"])?;
+    molt.expect(0, &["rollback"])?;
+    molt.serves("v1", 3)?;
+    // The journal is written in place: what was decided is on disk, too.
+    let mut molt = molt;
+    molt.sandbox.kill()?;
+    molt.sandbox.restart()?;
+    molt.settled()?;
+    molt.serves("v1", 4)
+}
+
 const NO_FILE: &str = "/app/absent does not exist in the image";
 const NOT_EXECUTABLE: &str = "/app/data is not executable for the workload's user";
 const NO_INTERPRETER: &str = "/opt/absent/bin/sh, the interpreter of /app/start, does not exist in the image";
@@ -141,6 +164,68 @@ fn unusable(bed: &Bed, variant: &str, said: &str) -> anyhow::Result<()> {
     molt.serves("v2", 2)
 }
 
+/// An image with one more file in `/app` that is its program.
+fn program(bed: &Bed, name: &str, file: &str, bytes: &[u8]) -> anyhow::Result<String> {
+    bed.image(name, || {
+        let layer = Layer::new().dir("app", 0o755).file(&format!("app/{file}"), 0o755, bytes);
+        let recipe = recipe(bed, "v4")?.layer(layer.pack(Packing::Gzip));
+        Ok(recipe.set("Entrypoint", json!([format!("/app/{file}")])).build())
+    })
+}
+
+fn other_machine(bed: &Bed) -> anyhow::Result<()> {
+    let molt = setup(bed)?.start()?;
+    let mut elf = fs::read(bed.program("molt-testd")?)?;
+    // `e_machine` of elf(5): SPARC.
+    elf[18..20].copy_from_slice(&[2, 0]);
+    let image = program(bed, "bad/machine:1", "sparc", &elf)?;
+    fails(&molt, 1, &["update", &image], &["/app/sparc is an ELF file for another machine than "])?;
+    let image = program(bed, "bad/machine:2", "text", b"echo no first line\n")?;
+    fails(&molt, 1, &["update", &image], &["/app/text is neither an ELF file nor a #! script"]).map(drop)
+}
+
+fn no_elf_interpreter(bed: &Bed) -> anyhow::Result<()> {
+    let molt = setup(bed)?.start()?;
+    let image = program(bed, "bad/dynamic:1", "dynamic", &fs::read("/bin/true")?)?;
+    let said = ", the ELF interpreter of /app/dynamic, does not exist in the image";
+    fails(&molt, 1, &["update", &image], &[said]).map(drop)
+}
+
+fn nowhere_in_path(bed: &Bed) -> anyhow::Result<()> {
+    let molt = setup(bed)?.start()?;
+    let image = bed.image("bad/nowhere:1", || {
+        let recipe = recipe(bed, "v4")?.set("Env", json!(["PATH=/usr/bin:/opt/acme/bin"]));
+        Ok(recipe.set("Entrypoint", json!(["acmed"])).build())
+    })?;
+    fails(&molt, 1, &["update", &image], &["acmed is in no folder of PATH=/usr/bin:/opt/acme/bin"]).map(drop)
+}
+
+fn no_command(bed: &Bed) -> anyhow::Result<()> {
+    let molt = setup(bed)?.start()?;
+    let image = bed.image("bad/no-command:1", || Ok(recipe(bed, "v4")?.set("Entrypoint", json!([])).build()))?;
+    let said = "the image has neither Entrypoint nor Cmd, and the spec gives no workload.command";
+    pull_fails(&molt, 1, &image, &[said]).map(drop)
+}
+
+fn no_working_directory(bed: &Bed) -> anyhow::Result<()> {
+    let molt = setup(bed)?.start()?;
+    let image = bed.image("bad/workdir:1", || Ok(recipe(bed, "v4")?.set("WorkingDir", json!("/opt/acme")).build()))?;
+    fails(&molt, 1, &["update", &image], &["the working directory /opt/acme cannot be entered"]).map(drop)
+}
+
+fn cannot_write_state(bed: &Bed) -> anyhow::Result<()> {
+    let setup = setup(bed)?;
+    std::os::unix::fs::chown(&setup.state, Some(1000), Some(1000))?;
+    fs::set_permissions(&setup.state, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let molt = setup.start()?;
+    let image = bed.image("bad/other-user:1", || Ok(recipe(bed, "v4")?.set("User", json!("1234:1235")).build()))?;
+    let parts = [
+        "/sandbox/state belongs to 1000:1000 with mode 755 and cannot be written by 1234:1235",
+        "`chown 1234:1235 /sandbox/state`, or in a pod `securityContext.fsGroup: 1235`",
+    ];
+    fails(&molt, 1, &["update", &image], &parts).map(drop)
+}
+
 fn unknown_user(bed: &Bed) -> anyhow::Result<()> {
     let molt = setup(bed)?.start()?;
     let parts = [
@@ -151,7 +236,7 @@ fn unknown_user(bed: &Bed) -> anyhow::Result<()> {
     tidy(&molt)
 }
 
-fn root_by_name(bed: &Bed) -> anyhow::Result<()> {
+fn root_without_leave(bed: &Bed) -> anyhow::Result<()> {
     let molt = setup(bed)?.start()?;
     let image = bed.image("bad/root:1", || Ok(recipe(bed, "v4")?.set("User", json!("root")).build()))?;
     let parts = ["the workload would run as root", "workload.allowRoot: true"];
@@ -171,7 +256,10 @@ fn state_is_a_link(bed: &Bed) -> anyhow::Result<()> {
     let molt = setup(bed)?.start()?;
     let etc = |molt: &Molt| anyhow::Ok(molt.sandbox.exec(&["sh", "-c", "ls -la /etc; cat /etc/passwd"])?.ok()?.stdout);
     let before = etc(&molt)?;
-    let parts = ["failed to mount state at /sandbox/state", "'state' is a symbolic link in the image; state is mounted on folders only"];
+    let parts = [
+        "failed to mount state at /sandbox/state",
+        "'state' is a symbolic link in the image; state is mounted on folders only",
+    ];
     fails(&molt, 1, &["update", &bed.small("state-symlink")?], &parts)?;
     ensure!(etc(&molt)? == before, "the supervisor's /etc has changed");
     ensure!(fs::symlink_metadata(molt.state.join("passwd")).is_err());
@@ -183,11 +271,17 @@ const MARK: &str = "molt-climbed";
 
 /// Fails if [`MARK`] is anywhere but in the root of an image, or something of the supervisor's own root is gone.
 fn kept_in(molt: &Molt) -> anyhow::Result<()> {
-    let find = format!("busybox find / -xdev -name '{MARK}*'; busybox find /sandbox/state /run /dev -name '{MARK}*'; ls /etc/passwd /etc/molt/sandbox.yaml");
+    let find = format!(
+        "busybox find / -xdev -name '{MARK}*'; busybox find /sandbox/state /run /dev -name '{MARK}*'; ls /etc/passwd /etc/molt/sandbox.yaml"
+    );
     let found = molt.sandbox.exec(&["sh", "-c", &find])?.ok()?.stdout;
     ensure!(found == "/etc/molt/sandbox.yaml\n/etc/passwd\n", "in the supervisor's root: {found}");
     let mut host = process::output(
-        std::process::Command::new("find").args([molt.store.as_os_str(), "-name".as_ref(), format!("{MARK}*").as_ref()]),
+        std::process::Command::new("find").args([
+            molt.store.as_os_str(),
+            "-name".as_ref(),
+            format!("{MARK}*").as_ref(),
+        ]),
         crate::harness::molt::SOON,
     )?
     .ok()?
@@ -206,11 +300,15 @@ fn with_layer(bed: &Bed, name: &str, layer: impl FnOnce(Layer) -> Layer) -> anyh
 }
 
 fn climbing_names(bed: &Bed) -> anyhow::Result<()> {
-    let molt = setup(bed)?.start()?;
     type Bend = fn(Layer) -> Layer;
+    let molt = setup(bed)?.start()?;
     let layers: [(&str, Bend, &str); 5] = [
         ("up", |layer| layer.file("../molt-climbed", 0o644, b"x"), "'../molt-climbed'"),
-        ("deep", |layer| layer.dir("app", 0o755).file("app/../../../molt-climbed", 0o644, b"x"), "'app/../../../molt-climbed'"),
+        (
+            "deep",
+            |layer| layer.dir("app", 0o755).file("app/../../../molt-climbed", 0o644, b"x"),
+            "'app/../../../molt-climbed'",
+        ),
         ("absolute", |layer| layer.file("/../../molt-climbed", 0o644, b"x"), "'/../../molt-climbed'"),
         ("hardlink", |layer| layer.hardlink("app/molt-climbed", "../../../../etc/passwd"), "'../../../../etc/passwd'"),
         ("whiteout", |layer| layer.file("../../.wh.etc", 0o644, b""), "'../../.wh.etc'"),
@@ -262,7 +360,12 @@ fn climbing_links(bed: &Bed) -> anyhow::Result<()> {
 fn device_node(bed: &Bed) -> anyhow::Result<()> {
     let molt = setup(bed)?.start()?;
     let image = with_layer(bed, "bad/device:1", |layer| layer.dir("app", 0o755).device("app/mem", 1, 1))?;
-    pull_fails_but_for_one(&molt, 1, &image, &["failed to unpack layer sha256:", "'app/mem': device nodes are not taken"])
+    pull_fails_but_for_one(
+        &molt,
+        1,
+        &image,
+        &["failed to unpack layer sha256:", "'app/mem': device nodes are not taken"],
+    )
 }
 
 fn the_same(bed: &Bed) -> anyhow::Result<()> {

@@ -15,8 +15,8 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use crate::harness::bed::Bed;
-use crate::harness::images;
 use crate::harness::image::{Format, ImageBuilder, Packing, digest};
+use crate::harness::images;
 use crate::harness::molt::{Molt, SOON, Setup};
 use crate::harness::process::Output;
 use crate::harness::runtime::Kind;
@@ -131,7 +131,7 @@ fn tidy(molt: &Molt) -> anyhow::Result<()> {
         let text = fs::read(&path)?;
         ensure!(serde_json::from_slice::<Value>(&text).is_ok(), "blob {name} is no document");
         let meta = fs::metadata(&path)?;
-        ensure!(meta.uid() == 0 && meta.mode() & 0o077 == 0, "blob {name} is not root's alone");
+        ensure!(meta.uid() == 0 && meta.mode() & 0o777 == 0o600, "blob {name} is not root's alone");
     }
     Ok(())
 }

@@ -90,7 +90,8 @@ fn hard_requirement(bed: &Bed) -> anyhow::Result<()> {
 fn wider(bed: &Bed) -> anyhow::Result<()> {
     let molt = setup(bed)?.start()?;
     let image = bed.small("v2")?;
-    let text = "version: 1\nfilesystem_policy:\n  read_only: [/bin, /app]\n  read_write: [/sandbox/state, /etc, /tmp]\n";
+    let text =
+        "version: 1\nfilesystem_policy:\n  read_only: [/bin, /app]\n  read_write: [/sandbox/state, /etc, /tmp]\n";
     let file = write(&molt, "wider.yaml", text)?;
     let parts = ["the policy is wider than the one in force", "/etc", "molt update --allow-wider"];
     fails(&molt, 6, &["update", &image, "--policy", &file], &parts)?;
@@ -104,7 +105,12 @@ fn senseless(bed: &Bed) -> anyhow::Result<()> {
     for reference in ["", "UPPER/case:1", "host/name@sha256:12", "daemon:1.5", "oci:"] {
         fails(&molt, 2, &["update", reference], &["molt: "])?;
     }
-    fails(&molt, 2, &["update", &bed.small("v2")?, "--policy", "/etc/molt/none.yaml"], &["failed to read /etc/molt/none.yaml"])?;
+    fails(
+        &molt,
+        2,
+        &["update", &bed.small("v2")?, "--policy", "/etc/molt/none.yaml"],
+        &["failed to read /etc/molt/none.yaml"],
+    )?;
     fails(&molt, 2, &["update"], &["molt"])?;
     let output = molt.expect(1, &["--socket", "/run/none.sock", "status"])?;
     says(&output.stderr, &["no supervisor: there is no socket /run/none.sock", "--socket PATH or MOLT_SOCKET"])

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
-use super::{fails, last_layer, look, pull_fails, recipe, says, setup, tidy};
+use super::{daemons, fails, last_layer, look, pull_fails, recipe, says, setup, tidy};
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
 use crate::harness::faulty::{Fault, Faulty};
@@ -26,6 +26,7 @@ pub(in crate::suites) const CASES: &[Case] = &[
     case("bad::registry::errors_of_the_server_until_the_attempts_run_out", |bed| always(bed, 500)),
     case("bad::registry::a_few_faults_are_overcome", overcome),
     case("bad::registry::a_blob_cut_short_again_and_again", cut_short),
+    case("bad::registry::a_blob_that_never_ends_when_the_deadline_passes", stalled),
     case("bad::registry::a_blob_that_is_shorter_than_the_manifest_says", shorter),
     case("bad::registry::a_blob_with_another_digest_is_not_held_against_the_image", wrong_digest),
     case("bad::registry::a_manifest_with_another_digest", wrong_manifest),
@@ -46,7 +47,10 @@ fn behind_a_proxy(bed: &Bed) -> anyhow::Result<(Molt, Faulty)> {
 fn unknown_host(bed: &Bed) -> anyhow::Result<()> {
     let molt = setup(bed)?.start()?;
     let image = "registry.no-such-host.invalid/acme/daemon:1.5";
-    let parts = ["failed to reach registry.no-such-host.invalid: ", "(check the name, DNS, and that the sandbox may connect to it)"];
+    let parts = [
+        "failed to reach registry.no-such-host.invalid: ",
+        "(check the name, DNS, and that the sandbox may connect to it)",
+    ];
     pull_fails(&molt, 1, image, &parts).map(drop)
 }
 
@@ -59,16 +63,13 @@ fn nobody_listens(bed: &Bed) -> anyhow::Result<()> {
 /// Molt that trusts the authority of a guarded registry and, where there is one, has a password for it.
 fn with_password<'a>(bed: &'a Bed, registry: &Registry, password: Option<&str>) -> anyhow::Result<Setup<'a>> {
     let mut setup = setup(bed)?;
-    match &registry.certificates {
-        Some(certificates) => {
-            fs::copy(&certificates.authority, setup.config.join("ca.crt"))?;
-            setup = setup.with("/registries/certificates", json!("/etc/molt/ca.crt"));
-        }
-        None => {
-            let tokens = registry.tokens.as_ref().context("a token server")?.address.to_string();
-            let hosts = json!([bed.registry()?.address.to_string(), registry.address.to_string(), tokens]);
-            setup = setup.with("/registries/insecure", hosts);
-        }
+    if let Some(certificates) = &registry.certificates {
+        fs::copy(&certificates.authority, setup.config.join("ca.crt"))?;
+        setup = setup.with("/registries/certificates", json!("/etc/molt/ca.crt"));
+    } else {
+        let tokens = registry.tokens.as_ref().context("a token server")?.address.to_string();
+        let hosts = json!([bed.registry()?.address.to_string(), registry.address.to_string(), tokens]);
+        setup = setup.with("/registries/insecure", hosts);
     }
     if let Some(password) = password {
         registry.docker_config(&setup.config.join("config.json"), password)?;
@@ -155,8 +156,23 @@ fn cut_short(bed: &Bed) -> anyhow::Result<()> {
     bed.small("v2")?;
     let layer = last_layer(bed, "v2")?;
     proxy.rule(&layer, Fault::Truncate(0), None);
-    let parts = [&format!("failed to get blobs/{layer} from "), "the connection broke", "warning: ", "trying again in "];
+    let parts =
+        [&format!("failed to get blobs/{layer} from "), "the connection broke", "warning: ", "trying again in "];
     pull_fails(&molt, 1, &proxy.reference("small:v2"), &parts)?;
+    proxy.heal();
+    molt.expect(0, &["update", &proxy.reference("small:v2")])?;
+    molt.serves("v2", 2)
+}
+
+fn stalled(bed: &Bed) -> anyhow::Result<()> {
+    let registry = bed.registry()?.address;
+    let proxy = Faulty::start(registry)?;
+    let hosts = json!([registry.to_string(), proxy.address.to_string()]);
+    let setup = setup(bed)?.with("/registries/insecure", hosts).with("/update/pullDeadline", json!("1s"));
+    let molt = setup.start()?;
+    bed.small("v2")?;
+    proxy.rule(&last_layer(bed, "v2")?, Fault::Stall(20), None);
+    pull_fails(&molt, 1, &proxy.reference("small:v2"), &["after 1 s"])?;
     proxy.heal();
     molt.expect(0, &["update", &proxy.reference("small:v2")])?;
     molt.serves("v2", 2)
@@ -260,6 +276,13 @@ fn secrets(bed: &Bed) -> anyhow::Result<()> {
     for path in ["/etc/molt", "/var/lib/molt", "/run/molt/molt.sock"] {
         let errno = molt.get(&format!("/try?open={path}"))?["errno"].clone();
         ensure!(errno == 2 || errno == 13, "{path}: {errno}");
+    }
+    // Nor does it hold a descriptor that leads there: its own streams, its state, its listener.
+    let (pid, _) = *daemons(&molt)?.first().context("a daemon")?;
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let link = fs::read_link(entry?.path())?.display().to_string();
+        let own = ["/dev/null", "/sandbox/state/lock", "pipe:[", "socket:["];
+        ensure!(own.iter().any(|start| link.starts_with(start)), "the workload holds {link}");
     }
     // Nor does anything that Molt says hold it.
     let log = molt.sandbox.logs() + &molt.expect(0, &["status", "-o", "json"])?.stdout;

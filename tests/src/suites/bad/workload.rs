@@ -74,7 +74,11 @@ fn dies_at_once(bed: &Bed) -> anyhow::Result<()> {
 
 fn dies_later(bed: &Bed) -> anyhow::Result<()> {
     let molt = setup(bed)?.with("/health/monitor", json!("3s")).start()?;
-    rolled_back(&molt, &bed.small("dies-1s")?, &["generation 2 is ready\n", "the new version exited with status 1 during its trial"])?;
+    rolled_back(
+        &molt,
+        &bed.small("dies-1s")?,
+        &["generation 2 is ready\n", "the new version exited with status 1 during its trial"],
+    )?;
     evidence(&molt, &["Exit status 1", "testd: leaving as told"])?;
     molt.serves("v1", 3)
 }
