@@ -153,7 +153,7 @@ impl Molt {
     /// `molt WORDS`, inside.
     pub fn molt(&self, words: &[&str]) -> anyhow::Result<Output> {
         let all: Vec<&str> = [PROGRAM].iter().chain(words).copied().collect();
-        self.sandbox.exec_within(&all, Duration::from_secs(60)).with_context(|| format!("molt {}", words.join(" ")))
+        self.sandbox.exec_within(&all, Duration::from_mins(1)).with_context(|| format!("molt {}", words.join(" ")))
     }
 
     /// `molt WORDS`, which must end with `code`.

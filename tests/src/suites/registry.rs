@@ -51,15 +51,12 @@ fn through(bed: &Bed, registry: &Registry) -> anyhow::Result<()> {
     let setup = Setup::new(bed, Kind::Light, &registry.reference("small:v1"))?;
     registry.docker_config(&setup.config.join("auth.json"), PASSWORD)?;
     let mut registries = json!({"credentials": "/etc/molt/auth.json"});
-    match &registry.certificates {
-        Some(certificates) => {
-            std::fs::copy(&certificates.authority, setup.config.join("ca.crt"))?;
-            registries["certificates"] = json!("/etc/molt/ca.crt");
-        }
-        None => {
-            let tokens = registry.tokens.as_ref().context("a token server")?.address;
-            registries["insecure"] = json!([registry.address.to_string(), tokens.to_string()]);
-        }
+    if let Some(certificates) = &registry.certificates {
+        std::fs::copy(&certificates.authority, setup.config.join("ca.crt"))?;
+        registries["certificates"] = json!("/etc/molt/ca.crt");
+    } else {
+        let tokens = registry.tokens.as_ref().context("a token server")?.address;
+        registries["insecure"] = json!([registry.address.to_string(), tokens.to_string()]);
     }
     let molt = setup.with("/registries", registries).start()?;
     molt.click()?;
