@@ -57,6 +57,11 @@ pub(crate) fn launch(control: &OwnedFd, order: Order) -> Step<Infallible> {
     populate::populate(&root, &launch, &late, proc.as_ref(), notify.as_ref())?;
     drop((late, proc, notify));
     pivot(root)?;
+    // The init itself has nothing to say but on its control socket; it must not hold the container's own streams.
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).at("open", "/dev/null")?;
+    rustix::stdio::dup2_stdout(&null).at("dup2", "stdout")?;
+    rustix::stdio::dup2_stderr(&null).at("dup2", "stderr")?;
+    drop(null);
     let namespace = rustix::fs::open("/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .at("open", "/proc/self/ns/mnt")?;
 

@@ -20,6 +20,10 @@ use molt_sys::process::exit_now;
 
 fn main() {
     let Some(control) = molt_sys::process::inherited(0) else { exit_now(125) };
+    // Whatever else PID 1 was started with is none of a generation's business.
+    if molt_sys::process::close_from(3).is_err() {
+        exit_now(125)
+    }
     if std::env::args_os().len() > 1 {
         // `molt-shim --self-test`: it was executed from where it is kept, which is all the test asks.
         exit_now(0);

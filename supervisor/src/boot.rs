@@ -440,10 +440,11 @@ fn found(context: &Context, slot: &Slot, image: Option<ImageRef>, known: &BTreeM
     let policy = (!context.policy.is_empty()).then(|| plan::sha256(context.policy.as_bytes()));
     let image_changed = image.is_some() && slot.spec_image != text;
     let policy_changed = slot.spec_policy != policy;
-    let confirmed = slot.confirmed.and_then(|confirmed| known.get(&confirmed)).and_then(|record| record.image.clone());
+    let readable = [slot.confirmed, slot.previous].into_iter().flatten().find_map(|one| known.get(&one));
+    let confirmed = readable.and_then(|record| record.image.clone());
     Found {
         // A policy that changed alone is an update of what runs, not a return to the spec's image.
-        image: if image_changed || slot.confirmed.is_none() { image } else { confirmed },
+        image: if image_changed || readable.is_none() { image } else { confirmed },
         spec: (text, policy),
         spec_changed: image_changed || policy_changed,
     }

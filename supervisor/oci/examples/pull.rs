@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let client = Client::new(&registries, Limits::default())?;
     let start = Instant::now();
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let resolved = client.resolve(&reference, &Platform::host()).await?;
+        let resolved = client.resolve(&reference, &Platform::host(), &()).await?;
         eprintln!("{} resolved in {:?}: {:?}", resolved.digest, start.elapsed(), need(&resolved, &store));
         let fetched = client.fetch(&resolved, &store, &Print).await?;
         eprintln!("{} layers, {} bytes in {:?}", fetched.layers_fetched, fetched.bytes_fetched, start.elapsed());

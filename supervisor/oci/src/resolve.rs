@@ -9,6 +9,7 @@ use molt_core::ids::{DiffId, Digest, ImageRef};
 use crate::{
     config::{Limits, Platform, Registries},
     error::{Error, Result},
+    fetch::Progress,
     image::ImageConfig,
     layer::decode::{Packing, digest_of},
     layout::Layout,
@@ -63,6 +64,13 @@ pub struct Layer {
     pub diff_id: DiffId,
 }
 
+/// Who is asked, and who is told of retries.
+#[derive(Clone, Copy)]
+struct Places<'a> {
+    endpoints: &'a [Endpoint],
+    progress: &'a dyn Progress,
+}
+
 /// Documents on the way to [`Resolved`].
 struct Documents {
     digest: Digest,
@@ -80,7 +88,12 @@ impl Client {
     }
 
     /// Finds the image and reads its manifest and config.
-    pub async fn resolve(&self, reference: &ImageRef, platform: &Platform) -> Result<Resolved> {
+    pub async fn resolve(
+        &self,
+        reference: &ImageRef,
+        platform: &Platform,
+        progress: &dyn Progress,
+    ) -> Result<Resolved> {
         match reference {
             ImageRef::Registry { host, repository, tag, digest } => {
                 let repository = repository_at(host, repository);
@@ -90,11 +103,12 @@ impl Client {
                     (None, Some(tag)) => tag.clone(),
                     (None, None) => "latest".to_owned(),
                 };
-                let documents = self.documents(reference, &endpoints, &repository, &asked, *digest, platform).await?;
+                let from = Places { endpoints: &endpoints, progress };
+                let documents = self.documents(reference, from, &repository, &asked, *digest, platform).await?;
                 let wanted = &documents.parsed.config;
                 let path = blob_path(&wanted.digest);
                 let ask = Ask { repository: &repository, path: &path, accept: None, from: 0 };
-                let (config, _) = self.verified(&endpoints, ask, Some(wanted.digest), wanted.size).await?;
+                let (config, _) = self.verified(from, ask, Some(wanted.digest), wanted.size).await?;
                 assemble(reference, documents, config.bytes, platform)
             }
             ImageRef::Layout { path, tag } => {
@@ -110,7 +124,7 @@ impl Client {
     async fn documents(
         &self,
         reference: &ImageRef,
-        endpoints: &[Endpoint],
+        from: Places<'_>,
         repository: &str,
         asked: &str,
         pinned: Option<Digest>,
@@ -118,7 +132,7 @@ impl Client {
     ) -> Result<Documents> {
         let path = format!("manifests/{asked}");
         let ask = Ask { repository, path: &path, accept: Some(ACCEPT), from: 0 };
-        let (answer, digest) = self.verified(endpoints, ask, pinned, self.limits.manifest).await?;
+        let (answer, digest) = self.verified(from, ask, pinned, self.limits.manifest).await?;
         let what = reference.to_string();
         let entries = match manifest::parse(&what, &answer.bytes, answer.media_type.as_deref(), &self.limits)? {
             Parsed::Manifest(parsed) => {
@@ -130,7 +144,7 @@ impl Client {
         let path = format!("manifests/{}", chosen.digest);
         let ask = Ask { repository, path: &path, accept: Some(ACCEPT), from: 0 };
         let (inner, manifest_digest) =
-            self.verified(endpoints, ask, Some(chosen.digest), chosen.size.min(self.limits.manifest)).await?;
+            self.verified(from, ask, Some(chosen.digest), chosen.size.min(self.limits.manifest)).await?;
         let parsed = inner_manifest(&what, &inner.bytes, inner.media_type.as_deref(), chosen, &self.limits)?;
         Ok(Documents { digest, index: Some(answer.bytes), manifest_digest, manifest: inner.bytes, parsed })
     }
@@ -138,13 +152,13 @@ impl Client {
     /// Gets a document from the first endpoint that has it right.
     async fn verified(
         &self,
-        endpoints: &[Endpoint],
+        from: Places<'_>,
         ask: Ask<'_>,
         digest: Option<Digest>,
         at_most: u64,
     ) -> Result<(Answer, Digest)> {
-        let mut pace = Pace::new(&self.limits, ask.path, None);
-        let mut endpoints = endpoints.iter().peekable();
+        let mut pace = Pace::new(&self.limits, ask.path, Some(from.progress));
+        let mut endpoints = from.endpoints.iter().peekable();
         while let Some(endpoint) = endpoints.peek() {
             let result = self.registry.get(endpoint, ask, at_most).await.and_then(|answer| {
                 let actual = digest_of(&answer.bytes);

@@ -31,6 +31,7 @@ pub(crate) struct Hold {
     pub(crate) by: String,
     pub(crate) reason: Option<String>,
     pub(crate) until: Instant,
+    pub(crate) timer: tokio::task::AbortHandle,
 }
 
 impl Dispatcher {
@@ -64,18 +65,23 @@ impl Dispatcher {
             }
             Command::Hold { ttl_ms, reason, by, reply } => {
                 let ttl = std::time::Duration::from_millis(ttl_ms);
-                self.hold = Some(Hold { by, reason, until: Instant::now() + ttl });
-                self.take(Event::Hold);
                 let answers = self.answers.clone();
-                drop(tokio::spawn(async move {
+                let timer = tokio::spawn(async move {
                     tokio::time::sleep(ttl).await;
                     let _ = answers.send(Event::Release);
-                }));
+                });
+                let hold = Hold { by, reason, until: Instant::now() + ttl, timer: timer.abort_handle() };
+                if let Some(old) = self.hold.replace(hold) {
+                    old.timer.abort();
+                }
+                self.take(Event::Hold);
                 drop(reply.send(Ok(())));
             }
             Command::Release { by, reply } => {
                 tracing::info!(by, "hold released");
-                self.hold = None;
+                if let Some(old) = self.hold.take() {
+                    old.timer.abort();
+                }
                 self.take(Event::Release);
                 drop(reply.send(Ok(())));
             }
@@ -129,7 +135,7 @@ impl Dispatcher {
             let plan = async {
                 let policy = request.policy.clone().unwrap_or(in_force);
                 plan::Policy::read(&policy)?;
-                let resolved = resolve::resolve(&context, &request.image).await?;
+                let resolved = resolve::resolve(&context, None, &request.image).await?;
                 let draft = plan::draft(&context, &request.image, &resolved, &policy)?;
                 plan::refuse_bad(&slot, &draft.record, request.force)?;
                 let record = &draft.record;

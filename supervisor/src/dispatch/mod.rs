@@ -19,7 +19,7 @@ use molt_core::{
 };
 use molt_oci::Resolved;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinHandle,
 };
 
@@ -63,8 +63,10 @@ pub(crate) struct Dispatcher {
     state: State,
     journal: Option<Journal>,
     live: HashMap<u64, Live>,
-    /// Roots and namespaces of runs that are gone, let go when the next one is ready.
-    retired: Vec<(Arc<Rootfs>, std::os::fd::OwnedFd)>,
+    /// Runs that are gone, with their roots and namespaces, let go when the next one is ready.
+    retired: Vec<Live>,
+    /// Tells those who arm beside a starting workload that there is no more reason to wait.
+    hurry: Arc<Notify>,
     /// Output of runs that are gone which may still be on its way.
     pumps: Vec<JoinHandle<()>>,
     roots: HashMap<Generation, Weak<Rootfs>>,
@@ -115,6 +117,7 @@ impl Dispatcher {
             journal: start.journal,
             live: HashMap::new(),
             retired: Vec::new(),
+            hurry: Arc::default(),
             pumps: Vec::new(),
             roots: HashMap::new(),
             work: HashMap::new(),
@@ -168,20 +171,29 @@ impl Dispatcher {
             self.heed(&event);
             let effects = step(&mut self.state, clock::now(), event);
             // The gap comes first: whatever opens a gate is done before anyone is told of it.
+            // What follows a write that failed still happens: the machine has moved on. Only the slot that was to confirm
+            // a generation is not written when its mark could not be.
+            let mut unmarked = false;
             for effect in effects {
                 tracing::debug!(?effect, "effect");
-                let durable = matches!(effect, Effect::Record(_) | Effect::Mark(_));
+                if std::mem::take(&mut unmarked) && matches!(effect, Effect::Record(_)) {
+                    continue;
+                }
+                let mark = matches!(effect, Effect::Mark(_));
+                let durable = mark || matches!(effect, Effect::Record(_));
                 match self.perform(effect) {
-                    Some(answer @ Event::NotRecorded { .. }) => {
+                    Some(answer) if durable => {
+                        unmarked = mark && matches!(answer, Event::NotRecorded { .. });
                         queue.push_front(answer);
-                        break;
                     }
-                    Some(answer) if durable => queue.push_front(answer),
                     Some(answer) => queue.push_back(answer),
                     None => {}
                 }
             }
             self.announce(before);
+            if !self.in_gap() {
+                self.context.events.speak();
+            }
         }
     }
 
@@ -189,13 +201,18 @@ impl Dispatcher {
     fn heed(&mut self, event: &Event) {
         match event {
             Event::Gone { instance, .. } => {
-                if let Some(live) = self.live.remove(instance) {
-                    self.retired.push(live.kept);
+                if let Some(mut live) = self.live.remove(instance) {
                     self.pumps.retain(|pump| !pump.is_finished());
-                    self.pumps.extend(live.pumps);
+                    self.pumps.append(&mut live.pumps);
+                    self.retired.push(live);
                 }
+                self.hurry.notify_waiters();
             }
             Event::Exited { instance, status, .. } => {
+                self.hurry.notify_waiters();
+                if self.in_gap() {
+                    self.context.events.hush();
+                }
                 if let Some(live) = self.live.get(instance) {
                     let what = What::WorkloadExited { generation: live.run.generation, status: *status };
                     self.context.events.publish(self.current(), what);
@@ -206,12 +223,14 @@ impl Dispatcher {
                     let what = What::Ready { generation: live.run.generation, ready: *ready };
                     self.context.events.publish(self.current(), what);
                 }
+                self.hurry.notify_waiters();
                 self.let_go();
             }
             // From here on the generation's record speaks for its layers.
             Event::Staged { .. } => self.untidy = None,
             Event::Proven { .. } => self.let_go(),
             Event::Unhealthy { message, .. } => {
+                self.hurry.notify_waiters();
                 self.context.events.publish(None, What::Warning { message: message.clone() });
             }
             _ => {}

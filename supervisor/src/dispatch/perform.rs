@@ -21,6 +21,8 @@ use crate::{
 
 /// Lines and bytes of output kept as evidence.
 const EVIDENCE: (usize, usize) = (200, 32 << 10);
+/// How long arming the way back waits for the new workload to be ready, to fail or to end.
+const BESIDE: Duration = Duration::from_millis(100);
 /// Updates shown by `molt history`.
 const HISTORY: usize = 64;
 
@@ -94,7 +96,7 @@ impl Dispatcher {
         let Some(image) = self.state.attempt.as_ref().and_then(|attempt| attempt.image.clone()) else { return };
         let (context, brought) = (Arc::clone(&self.context), self.brought.clone());
         let task = tokio::spawn(async move {
-            let resolved = resolve::resolve(&context, &image).await.map(Box::new);
+            let resolved = resolve::resolve(&context, Some(id), &image).await.map(Box::new);
             let _ = brought.send(Brought::Resolved(id, resolved));
         });
         self.task = Some((id, task));
@@ -149,7 +151,10 @@ impl Dispatcher {
     }
 
     fn fetch(&mut self, id: UpdateId) {
-        let Some(resolved) = self.work.get(&id).and_then(|work| work.resolved.clone()) else { return };
+        let Some(resolved) = self.work.get(&id).and_then(|work| work.resolved.clone()) else {
+            let _ = self.answers.send(failed(id, Fault::new(Code::Internal, "the plan of this update is gone")));
+            return;
+        };
         let (context, brought) = (Arc::clone(&self.context), self.brought.clone());
         let task = tokio::spawn(async move {
             let untidy = Arc::clone(&context.tidy).read_owned().await;
@@ -163,6 +168,10 @@ impl Dispatcher {
     pub(super) fn receive(&mut self, brought: Brought) {
         match brought {
             Brought::Resolved(id, Ok(resolved)) => {
+                let wanted = self.state.attempt.as_ref().is_some_and(|attempt| attempt.id == id);
+                if !wanted || self.state.phase != Phase::Resolving {
+                    return;
+                }
                 self.work.insert(id, Work { resolved: Some(resolved), ..Work::default() });
                 self.take(Event::Resolved { id });
             }
@@ -191,9 +200,11 @@ impl Dispatcher {
     }
 
     fn stage(&mut self, id: UpdateId, number: Generation) {
-        let Some(work) = self.work.remove(&id) else { return };
-        let Some(draft) = work.draft else { return };
-        let (context, answers, layers) = (Arc::clone(&self.context), self.answers.clone(), work.layers);
+        let Some((draft, layers)) = self.work.remove(&id).and_then(|work| Some((work.draft?, work.layers))) else {
+            let _ = self.answers.send(failed(id, Fault::new(Code::Internal, "the plan of this update is gone")));
+            return;
+        };
+        let (context, answers) = (Arc::clone(&self.context), self.answers.clone());
         let before = self.context.spec.hooks.pre_stage.clone().zip(self.serving_init());
         let env = hook::environment("preStage", self.state.attempt.as_ref());
         let task = tokio::spawn(async move {
@@ -228,7 +239,13 @@ impl Dispatcher {
     fn arm(&mut self, run: Run) {
         let order = self.order(run);
         let (context, answers, brought) = (Arc::clone(&self.context), self.answers.clone(), self.brought.clone());
+        // The way back is armed while the new workload starts: it must not take the processor from it.
+        let beside = self.state.phase == Phase::Proving;
+        let hurry = Arc::clone(&self.hurry).notified_owned();
         let task = tokio::spawn(async move {
+            if beside {
+                let _ = tokio::time::timeout(BESIDE, hurry).await;
+            }
             let result = match order {
                 Ok(order) => arm::arm(&context, order, answers).await,
                 Err(fault) => Err(fault),

@@ -93,19 +93,26 @@ pub(crate) fn empty_view(name: &str, spec: serde_json::Value) -> Arc<View> {
 }
 
 impl Dispatcher {
-    /// Publishes a new snapshot if anything in it changed, except between the signal and the exec.
-    pub(super) fn publish(&mut self) {
-        let gap = matches!(
+    /// Between the signal and the exec.
+    pub(super) fn in_gap(&self) -> bool {
+        matches!(
             self.state.phase,
             Phase::Quiescing | Phase::Swapping | Phase::RollingBack(Back::Stopping | Back::Opening)
-        );
+        )
+    }
+
+    /// Publishes a new snapshot if anything in it changed, except between the signal and the exec.
+    pub(super) fn publish(&mut self) {
+        if self.in_gap() {
+            return;
+        }
         let key = Key {
             state: self.state.clone(),
             said: self.serving().and_then(|live| live.said.borrow().status.clone()),
             updates: self.history.len() + self.history.back().map_or(0, |view| usize::try_from(view.id.0).unwrap_or(0)),
             hold: self.hold.is_some(),
         };
-        if gap || self.board.last.as_ref() == Some(&key) {
+        if self.board.last.as_ref() == Some(&key) {
             return;
         }
         self.board.last = Some(key);

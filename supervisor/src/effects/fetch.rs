@@ -22,12 +22,7 @@ pub(crate) async fn fetch(context: &Context, id: UpdateId, resolved: &Resolved) 
     let Some(store) = context.store.as_ref() else {
         return Err(Fault::new(Code::StoreUnusable, "there is no usable store; see condition Durable"));
     };
-    let progress = Teller {
-        events: context.events.clone(),
-        id,
-        layers: resolved.layers.len(),
-        told: Mutex::new(vec![None; resolved.layers.len()]),
-    };
+    let progress = Teller::new(context, Some(id), resolved.layers.len());
     let deadline = context.spec.update.pull_deadline.as_duration();
     let fetched = tokio::time::timeout(deadline, context.client.fetch(resolved, &store.content, &progress))
         .await
@@ -43,9 +38,9 @@ pub(crate) async fn fetch(context: &Context, id: UpdateId, resolved: &Resolved) 
 
 /// Tells about each layer: every change of state, and bytes at most ten times a second.
 #[derive(Debug)]
-struct Teller {
+pub(super) struct Teller {
     events: crate::observe::events::EventLog,
-    id: UpdateId,
+    id: Option<UpdateId>,
     layers: usize,
     told: Mutex<Vec<Told>>,
 }
@@ -54,6 +49,13 @@ struct Teller {
 type Told = Option<(LayerState, Instant)>;
 
 const EVERY: Duration = Duration::from_millis(100);
+
+impl Teller {
+    /// For an image of so many layers.
+    pub(super) fn new(context: &Context, id: Option<UpdateId>, layers: usize) -> Self {
+        Self { events: context.events.clone(), id, layers, told: Mutex::new(vec![None; layers]) }
+    }
+}
 
 impl Progress for Teller {
     fn layer(&self, index: usize, digest: &Digest, done: u64, total: u64, state: LayerState) {
@@ -72,7 +74,7 @@ impl Progress for Teller {
         };
         let what =
             What::Progress { layer: index, layers: self.layers, digest: *digest, done, total, state: state.to_owned() };
-        self.events.publish(Some(self.id), what);
+        self.events.publish(self.id, what);
     }
 
     fn retry(&self, _: &str, after: Duration, error: &str) {
@@ -81,6 +83,6 @@ impl Progress for Teller {
             after => format!("trying again in {:.1} s", after.as_secs_f64()),
         };
         let message = format!("failed to {error}; {then}");
-        self.events.publish(Some(self.id), What::Warning { message });
+        self.events.publish(self.id, What::Warning { message });
     }
 }

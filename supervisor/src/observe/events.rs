@@ -5,7 +5,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use molt_core::{
@@ -21,6 +24,7 @@ const KEPT: usize = 1024;
 pub(crate) struct EventLog {
     inner: Arc<Mutex<Ring>>,
     last: Arc<watch::Sender<u64>>,
+    hushed: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
@@ -35,6 +39,7 @@ impl EventLog {
         Self {
             inner: Arc::new(Mutex::new(Ring { events: VecDeque::new(), last: after })),
             last: Arc::new(watch::Sender::new(after)),
+            hushed: Arc::default(),
         }
     }
 
@@ -48,7 +53,22 @@ impl EventLog {
         }
         ring.events.push_back(Event { seq, time: crate::observe::log::now(), update, what });
         drop(ring);
-        self.last.send_replace(seq);
+        if !self.hushed.load(Ordering::Relaxed) {
+            self.last.send_replace(seq);
+        }
+    }
+
+    /// Keeps events without waking anyone: in the gap, whoever listens would take the processor from the new workload.
+    pub(crate) fn hush(&self) {
+        self.hushed.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends that, and wakes the followers for what they missed.
+    pub(crate) fn speak(&self) {
+        if self.hushed.swap(false, Ordering::Relaxed) {
+            let last = self.inner.lock().unwrap_or_else(PoisonError::into_inner).last;
+            self.last.send_replace(last);
+        }
     }
 
     /// Number of the newest event.

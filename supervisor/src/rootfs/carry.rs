@@ -34,6 +34,8 @@ pub(crate) struct Carried {
     source: OwnedFd,
     read_only: bool,
     recursive: bool,
+    /// Something of Molt's own is mounted below it.
+    holds_ours: bool,
 }
 
 /// Mount points of `text` (the form of `/proc/self/mountinfo`, proc_pid_mountinfo(5)), outer before inner, those that are
@@ -118,7 +120,8 @@ pub(crate) fn find(state: &[String], own: &[String], exceptions: &[spec::Mount])
             _ => Kind::File,
         };
         let recursive = path == "/sys";
-        carried.push(Carried { path, kind, source, read_only, recursive });
+        let holds_ours = own.iter().any(|ours| within(ours, &path));
+        carried.push(Carried { path, kind, source, read_only, recursive, holds_ours });
     }
     Ok(carried)
 }
@@ -132,8 +135,12 @@ impl Carried {
         let mount = if self.recursive {
             clone(flags | OpenTreeFlags::AT_RECURSIVE)
         } else {
-            // Mounts a user namespace got from outside are locked together and only come as a whole.
-            clone(flags).or_else(|_| clone(flags | OpenTreeFlags::AT_RECURSIVE))
+            // Mounts a user namespace got from outside are locked together and only come as a whole: not where Molt's
+            // own would come along.
+            clone(flags).or_else(|errno| match errno {
+                Errno::INVAL if !self.holds_ours => clone(flags | OpenTreeFlags::AT_RECURSIVE),
+                errno => Err(errno),
+            })
         };
         let mount = mount.map_err(fail)?;
         let mut attributes = Attributes::NOSUID.and(Attributes::NODEV);

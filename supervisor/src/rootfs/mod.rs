@@ -87,6 +87,7 @@ pub(crate) fn mount(store: Option<&Store>, parts: &Parts, record: &Record) -> Re
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let mount = open_tree(&parts.own_root, "", flags)
             .map_err(|errno| RootError::new("clone", "the container's root", errno, Code::Unsupported))?;
+        apart(&mount)?;
         return Ok(Arc::new(Rootfs { mount, anchor: None }));
     };
     let mount = overlay::mount(store, parts, record)?;
@@ -103,6 +104,7 @@ impl Rootfs {
             None => open_tree(&self.mount, "", flags),
         };
         let root = root.map_err(|errno| RootError::new("clone", "the generation's root", errno, Code::Internal))?;
+        apart(&root)?;
         let mut late = Vec::new();
         for carried in &parts.carried {
             let target = place::for_carried(&root, &carried.path, carried.kind)?;
@@ -121,6 +123,12 @@ impl Rootfs {
     pub(crate) fn look(&self) -> &OwnedFd {
         &self.mount
     }
+}
+
+/// What is mounted on it stays on it: a clone is in its original's peer group, and PID 1's root may be a shared mount.
+fn apart(mount: &OwnedFd) -> Result<(), RootError> {
+    set_attributes(mount, Attributes::NOSUID.and(Attributes::NODEV), Propagation::Private)
+        .map_err(|error| RootError::new("set apart", "the generation's root", error.errno, Code::Unsupported))
 }
 
 fn clone_state(state: &StateMount) -> Result<OwnedFd, RootError> {

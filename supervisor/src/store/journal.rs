@@ -84,10 +84,13 @@ impl Journal {
         }
         let slot = Slot { sequence: self.sequence + 1, ..slot.clone() };
         let bytes = slot.encode()?;
-        // The number counts as used even if the write fails: what reached the disk is not known.
-        self.sequence = slot.sequence;
+        // If it fails, what reached the disk is not known: the next number then skips one, so that it goes over this
+        // doubtful place again and never over the last good slot.
+        self.sequence = slot.sequence + 1;
         write_all(&self.file, &bytes, slot.offset()).map_err(|errno| JournalError::Call { verb: "write", errno })?;
-        fdatasync(&self.file).map_err(|errno| JournalError::Call { verb: "sync", errno })
+        fdatasync(&self.file).map_err(|errno| JournalError::Call { verb: "sync", errno })?;
+        self.sequence = slot.sequence;
+        Ok(())
     }
 }
 

@@ -36,6 +36,9 @@ impl Signals {
     pub(crate) async fn next(&self) -> Asked {
         loop {
             let Ok(mut ready) = self.0.readable().await else { std::future::pending().await };
+            // An init that ended is known by its pidfd too, and who waits for that comes first: reaping takes longer than
+            // opening a gate. Nothing has been taken yet, so this may be dropped here.
+            tokio::task::yield_now().await;
             match molt_sys::signal::receive(self.0.get_ref()) {
                 Ok(Some(received)) => match received.signal {
                     17 => reap().await,

@@ -56,6 +56,7 @@ pub(crate) struct Live {
     /// The read end of its exec pipe, until exec.
     pub(crate) exec: Option<OwnedFd>,
     /// Its root and its mount namespace: held so that nothing of them is taken apart in the gap.
+    #[expect(dead_code, reason = "held, not used: dropping it takes the root apart")]
     pub(crate) kept: (Arc<Rootfs>, OwnedFd),
     /// The tasks that move its output, done when its last writer is gone.
     pub(crate) pumps: Vec<tokio::task::JoinHandle<()>>,

@@ -151,14 +151,14 @@ impl Molt {
         let day = 86_400;
         let start = start.duration_since(SystemTime::UNIX_EPOCH)?;
         let start = Duration::new(start.as_secs() % day, start.subsec_nanos());
-        Ok(armed.checked_sub(start).unwrap_or(armed + Duration::from_secs(day) - start))
+        Ok(armed.checked_sub(start).unwrap_or((armed + Duration::from_secs(day)).saturating_sub(start)))
     }
 }
 
 /// `podman pull`.
 #[derive(Debug)]
 pub(crate) struct Podman {
-    podman: podman::Podman,
+    engine: podman::Podman,
     policy: std::path::PathBuf,
     disk: Disk,
 }
@@ -171,7 +171,7 @@ impl Podman {
         let podman = podman::Podman::new(&folder)?;
         // Makes its databases.
         run(podman.command("images").arg("--quiet"), STEP)?;
-        Ok(Self { podman, policy: folder.join("policy.json"), disk })
+        Ok(Self { engine: podman, policy: folder.join("policy.json"), disk })
     }
 }
 
@@ -182,7 +182,7 @@ impl Tool for Podman {
             let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
             Ok(Duration::from_micros(u64::try_from(micros)?))
         };
-        let mut command = self.podman.command("pull");
+        let mut command = self.engine.command("pull");
         command.args(["--quiet", "--tls-verify=false", "--signature-policy"]).arg(&self.policy);
         command.arg(format!("docker://{image}")).stdin(Stdio::null()).stdout(Stdio::null());
         let before = used()?;
@@ -198,7 +198,7 @@ impl Tool for Podman {
         };
         let wall = start.elapsed();
         anyhow::ensure!(status.success(), "podman pull {image} ended with {status}");
-        let cpu = used()? - before;
+        let cpu = used()?.saturating_sub(before);
         Ok(Cost { wall, whole: wall, cpu, sync: sync(&self.disk.path)?, peak_kb })
     }
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use molt_tests::harness::client::{Failure, Prober, gaps};
@@ -16,6 +16,7 @@ use molt_tests::harness::{http, wait};
 use serde_json::json;
 
 const STEP: Duration = Duration::from_secs(30);
+const CALM: Duration = Duration::from_millis(500);
 /// Enough for the prober to have seen what was before.
 const LEAD: Duration = Duration::from_millis(8);
 pub(crate) const PROGRAM: &str = "/app/bench-responder";
@@ -83,12 +84,26 @@ pub(crate) fn dirty(port: u16, megabytes: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Waits, at most half a second, until nothing else has run for some milliseconds: on a machine with other work on it,
+/// what is measured would be that.
+fn calm() {
+    let start = Instant::now();
+    let mut quiet = 0;
+    while quiet < 5 && start.elapsed() < CALM {
+        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+        let running = stat.lines().find_map(|line| line.strip_prefix("procs_running "));
+        quiet = if running.is_none_or(|count| count.trim() == "1") { quiet + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Does `replace` under the eyes of a client that asks every millisecond.
 pub(crate) fn watched<T>(
     port: u16,
     version: &str,
     replace: impl FnOnce() -> anyhow::Result<T>,
 ) -> anyhow::Result<(Duration, T)> {
+    calm();
     let prober = Prober::start(address(port));
     std::thread::sleep(LEAD);
     let done = replace().and_then(|value| await_version(port, version).map(|()| value));

@@ -40,8 +40,9 @@ pub(super) fn intent(
     }
     match state.phase {
         Phase::Idle | Phase::Degraded => begin(state, now, attempt, out),
-        phase if phase.before_gate() => {
+        phase if phase.before_gate() && !boots(state) => {
             let by = attempt.id;
+            state.sick |= state.attempt.as_ref().is_some_and(|under_way| under_way.kind == Kind::Restart);
             abort(state, Code::Superseded, &format!("superseded by {by}"), out);
             begin(state, now, attempt, out);
         }
@@ -52,6 +53,11 @@ pub(super) fn intent(
             }
         }
     }
+}
+
+/// The confirmed generation is on its way to its gate: nothing takes its place before it runs.
+fn boots(state: &State) -> bool {
+    state.slot.confirmed.is_some() && state.attempt.as_ref().is_some_and(|attempt| attempt.kind == Kind::Boot)
 }
 
 /// An attempt with the next id, recorded only when something it leads to is.
@@ -84,9 +90,9 @@ pub(super) fn new_attempt(state: &mut State, now: Moment, by: String, note: Opti
 /// Starts an attempt with nothing else under way.
 pub(super) fn begin(state: &mut State, now: Moment, mut attempt: Attempt, out: &mut Vec<Effect>) {
     attempt.from = state.serving.map(|run| run.generation).or(state.slot.confirmed);
-    if state.phase == Phase::Degraded {
-        out.push(Effect::Unwait);
-    }
+    out.push(Effect::Unwait);
+    // A restart that waited for its back-off is not forgotten.
+    state.sick |= state.phase == Phase::Idle && state.restarts > 1 && state.serving.is_some();
     if !state.settings.durable {
         let message = "there is no usable store, so nothing can be updated or rolled back; see condition Durable";
         end(state, attempt, Outcome::Refused, Some(Code::StoreUnusable), message.to_owned(), out);

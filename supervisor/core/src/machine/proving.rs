@@ -5,7 +5,7 @@
 
 use super::{
     Back, Effect, HookName, Kind, Moment, Patience, Phase, Purpose, State,
-    before::{drop_standby, end, remember_bad},
+    before::{drop_standby, end, finish_before_gate, remember_bad},
     rest::{self, degrade, retry_later, runs_now},
     swap::{fail_attempt, restore},
 };
@@ -48,12 +48,17 @@ pub(super) fn proven(state: &mut State, now: Moment, instance: u64, out: &mut Ve
             out.push(Effect::Unwait);
             out.push(Effect::Probe(run, Purpose::Watch));
             state.restarts = 0;
+            state.shaky = false;
+            state.sick = false;
             state.phase = Phase::Idle;
             rest::settle(state, now, out);
         }
-        (Phase::Stopping, _) => {}
+        // After the first signal nothing is written and nobody is probed: a late word of the old run.
+        (phase, _) if phase != Phase::Idle && !phase.before_gate() => {}
         _ => {
             state.restarts = 0;
+            state.shaky = false;
+            state.sick = false;
             if state.slot.starts != 0 {
                 state.slot.starts = 0;
                 out.push(Effect::Record(Box::new(state.slot.clone())));
@@ -68,6 +73,7 @@ pub(super) fn confirm_now(state: &mut State, out: &mut Vec<Effect>) {
     let Some(to) = state.attempt.as_ref().and_then(|attempt| attempt.to) else { return };
     state.phase = Phase::Confirming;
     out.push(Effect::Unwait);
+    state.undo = Some(state.slot.clone());
     if state.slot.confirmed != Some(to) {
         state.slot.previous = state.slot.confirmed;
     }
@@ -85,6 +91,9 @@ pub(super) fn confirm_now(state: &mut State, out: &mut Vec<Effect>) {
 pub(super) fn finish_confirm(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
     drop_standby(state, out);
     state.restarts = 0;
+    state.shaky = false;
+    state.first = None;
+    state.undo = None;
     if let Some(run) = state.serving {
         out.push(Effect::Probe(run, Purpose::Watch));
         out.push(Effect::Hook(HookName::PostConfirm, run));
@@ -101,6 +110,7 @@ pub(super) fn finish_confirm(state: &mut State, now: Moment, out: &mut Vec<Effec
 }
 
 pub(super) fn finish_back(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
+    state.shaky = false;
     if let Some(run) = state.serving {
         out.push(Effect::Probe(run, Purpose::Watch));
         out.push(Effect::Hook(HookName::OnRollback, run));
@@ -183,7 +193,14 @@ pub(super) fn unhealthy(state: &mut State, now: Moment, instance: u64, message: 
             out.push(Effect::Unprobe);
             out.push(Effect::Stop(run, Patience::Grace(None)));
         }
+        // What is staged may wait for hours; the running one cannot.
+        Phase::Held => {
+            state.sick = true;
+            finish_before_gate(state, Code::Unhealthy, &format!("{message}, and is started again"), false, out);
+            rest::settle(state, now, out);
+        }
         phase if phase.before_gate() => {
+            state.sick = true;
             out.push(Effect::Warn(format!("{message}; the update under way goes on and replaces it")));
         }
         _ => {}
@@ -211,7 +228,7 @@ pub(super) fn waited(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
         }
         Phase::Idle if state.restarts > 0 && state.serving.is_some() => rest::restart(state, now, out),
         Phase::Resolving => {
-            if let Some(attempt) = state.attempt.as_ref() {
+            if let Some(attempt) = state.attempt.as_ref().filter(|attempt| attempt.kind == Kind::Boot) {
                 out.push(Effect::Resolve(attempt.id));
             }
         }

@@ -65,7 +65,9 @@ pub(super) fn boot(state: &mut State, now: Moment, found: Found, out: &mut Vec<E
     let mut attempt = new_attempt(state, now, "boot".to_owned(), None);
     attempt.kind = Kind::Boot;
     attempt.spec = Some(found.spec);
-    let confirmed = state.slot.confirmed.filter(|confirmed| state.known.contains_key(confirmed));
+    // A record that cannot be read any more is not the end: the one before it is.
+    let slot = &state.slot;
+    let confirmed = [slot.confirmed, slot.previous].into_iter().flatten().find(|one| state.known.contains_key(one));
     if let Some(confirmed) = confirmed {
         attempt.to = Some(confirmed);
         attempt.from = Some(confirmed);
@@ -84,6 +86,7 @@ pub(super) fn boot(state: &mut State, now: Moment, found: Found, out: &mut Vec<E
     let id = attempt.id;
     attempt.image = found.image;
     if attempt.image.is_some() {
+        state.first = Some(attempt.clone());
         state.attempt = Some(attempt);
         state.phase = Phase::Resolving;
         out.push(Effect::Resolve(id));
@@ -102,6 +105,8 @@ pub(super) fn start(state: &mut State, _now: Moment, out: &mut Vec<Effect>) {
 /// A confirmed generation (or the first one) runs again.
 pub(super) fn started(state: &mut State, now: Moment, run: Run, out: &mut Vec<Effect>) {
     let Some(attempt) = state.attempt.take() else { return };
+    state.shaky = false;
+    state.first = None;
     if attempt.kind == Kind::Boot && state.slot.confirmed != Some(run.generation) {
         state.slot.previous = state.slot.confirmed.filter(|old| state.known.contains_key(old));
         state.slot.confirmed = Some(run.generation);
@@ -195,6 +200,12 @@ pub(super) fn exited(state: &mut State, now: Moment, instance: u64, status: i32,
             degrade(state, Some((Code::ExitedInTrial, message)), out);
         }
         Phase::Stopping => state.exit_status = Some(state.exit_status.unwrap_or(status)),
+        phase if state.shaky && (phase == Phase::Idle || phase.before_gate()) => {
+            out.push(Effect::Warn(format!(
+                "the confirmed generation exited with status {status} before it was healthy"
+            )));
+            out.push(Effect::Unprobe);
+        }
         Phase::Idle => leave_with(state, status, out),
         phase if phase.before_gate() => {
             let message = format!("the running workload exited with status {status}, so molt exits too");
@@ -213,6 +224,9 @@ fn leave_with(state: &mut State, status: i32, out: &mut Vec<Effect>) {
     out.push(Effect::Unprobe);
     state.exit_status = Some(status);
     state.phase = Phase::Stopping;
+    if let Some(run) = state.serving {
+        out.push(Effect::Stop(run, Patience::Kill));
+    }
 }
 
 /// Nothing is left to wait for.
@@ -232,6 +246,14 @@ pub(super) fn terminate(state: &mut State, signal: i32, out: &mut Vec<Effect>) {
     state.stopping = Some(signal);
     if state.phase.before_gate() {
         finish_before_gate(state, Code::Superseded, "molt was asked to stop", false, out);
+    }
+    if state.phase == Phase::Quiescing {
+        // The new one has not run: it is neither a trial nor to blame.
+        state.slot.trial = None;
+        out.push(Effect::Record(Box::new(state.slot.clone())));
+        if let Some(attempt) = state.attempt.take() {
+            end(state, attempt, Outcome::Aborted, Some(Code::Superseded), "molt was asked to stop".to_owned(), out);
+        }
     }
     if matches!(state.phase, Phase::Swapping | Phase::Proving | Phase::AwaitingConfirm)
         && let Some(trial) = state.slot.trial.as_mut()
@@ -267,6 +289,7 @@ pub(super) fn degrade(state: &mut State, why: Option<(Code, String)>, out: &mut 
     state.slot.trial = None;
     out.push(Effect::Record(Box::new(state.slot.clone())));
     state.phase = Phase::Degraded;
+    state.shaky = true;
     match state.serving {
         Some(run) => out.push(Effect::Stop(run, Patience::Kill)),
         None => retry_later(state, out),
@@ -277,6 +300,7 @@ pub(super) fn degrade(state: &mut State, why: Option<(Code, String)>, out: &mut 
 pub(super) fn retry_later(state: &mut State, out: &mut Vec<Effect>) {
     if state.serving.is_none() {
         state.phase = Phase::Degraded;
+        state.shaky = true;
     } else {
         state.phase = Phase::Idle;
     }
@@ -288,11 +312,18 @@ pub(super) fn retry_later(state: &mut State, out: &mut Vec<Effect>) {
 /// Tries the confirmed generation again.
 pub(super) fn retry(state: &mut State, out: &mut Vec<Effect>) {
     let confirmed = state.slot.confirmed.filter(|confirmed| state.known.contains_key(confirmed));
-    match confirmed.or_else(|| state.known.keys().next().copied()) {
-        Some(generation) => {
-            stand_by(state, generation, out);
-        }
-        None => retry_later(state, out),
+    if let Some(generation) = confirmed {
+        stand_by(state, generation, out);
+    } else if let Some(first) = state.first.clone() {
+        // Nothing was ever confirmed: the spec's image is what is wanted.
+        let id = first.id;
+        state.attempt = Some(first);
+        state.phase = Phase::Resolving;
+        out.push(Effect::Resolve(id));
+    } else if let Some(generation) = state.known.keys().next().copied() {
+        stand_by(state, generation, out);
+    } else {
+        retry_later(state, out);
     }
 }
 
@@ -315,8 +346,13 @@ pub(super) fn settle(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
     }
     if state.serving.is_none() {
         retry_later(state, out);
+    } else if state.shaky {
+        state.phase = Phase::Degraded;
     } else {
         state.phase = Phase::Idle;
+        if std::mem::take(&mut state.sick) && state.queued.is_none() {
+            restart(state, now, out);
+        }
     }
     if let Some(waiting) = state.queued.take() {
         begin(state, now, waiting, out);

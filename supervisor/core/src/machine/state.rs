@@ -228,6 +228,7 @@ impl Default for Settings {
 }
 
 /// Everything the machine remembers.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts; each pair of them can be")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
     /// What is durable, or being made so.
@@ -254,6 +255,14 @@ pub struct State {
     pub exit_status: Option<i32>,
     /// Liveness restarts in a row, for the back-off.
     pub restarts: u32,
+    /// Neither version was healthy and the one that serves has not proven itself since: its end is not PID 1's.
+    pub shaky: bool,
+    /// The serving run failed its liveness while something else was under way: it is started again afterwards.
+    pub sick: bool,
+    /// What a first boot is to fetch, until something is confirmed.
+    pub first: Option<Attempt>,
+    /// The slot before a confirmation that is being written.
+    pub undo: Option<Slot>,
     /// Generations in the store.
     pub known: BTreeMap<Generation, Record>,
     /// Settings from the spec.
@@ -278,6 +287,10 @@ impl State {
             stopping: None,
             exit_status: None,
             restarts: 0,
+            shaky: false,
+            sick: false,
+            first: None,
+            undo: None,
             known,
             settings,
             next_instance: 1,

@@ -121,9 +121,10 @@ pub(super) fn not_recorded(state: &mut State, now: Moment, message: String, out:
         }
         Phase::Confirming => {
             // What reached the disk is not known; going back writes the truth again.
-            if let Some(attempt) = state.attempt.as_ref() {
-                state.slot.confirmed = attempt.from;
+            if let Some(before) = state.undo.take() {
+                state.slot = before;
             }
+            state.exit_status = None;
             trial_failed(state, now, Code::StoreUnusable, message, None, out);
         }
         Phase::RollingBack(Back::Recording) => {
@@ -151,6 +152,7 @@ pub(super) fn open(state: &mut State, out: &mut Vec<Effect>) {
     state.armed = false;
     state.serving = Some(run);
     state.ready = false;
+    state.sick = false;
     state.phase = match state.phase {
         Phase::RollingBack(_) => Phase::RollingBack(Back::Opening),
         Phase::Degraded => Phase::Degraded,
@@ -185,6 +187,7 @@ pub(super) fn gone(state: &mut State, now: Moment, instance: u64, at_ns: u64, ou
         Phase::RollingBack(Back::Stopping) => restore(state, out),
         Phase::Stopping => rest::leave(state, out),
         Phase::Degraded => retry_later(state, out),
+        Phase::Idle if state.shaky => retry_later(state, out),
         _ => {}
     }
 }

@@ -307,6 +307,87 @@ fn the_table_in_docs_is_the_code_s() {
     assert!(kept == made, "docs/STATE-MACHINE.md is stale: MOLT_BLESS=1 cargo test -p molt-core");
 }
 
+#[test]
+fn nothing_takes_the_place_of_the_confirmed_generation_while_it_boots() {
+    let mut state = table::typical(Phase::Arming);
+    state.serving = None;
+    state.attempt.as_mut().unwrap().kind = Kind::Boot;
+    let effects = step(&mut state, now(), Event::Intent { target: Target::Back(None), by: "t".into(), note: None });
+    assert!(effects.is_empty() && state.queued.is_some() && state.standby.is_some());
+}
+
+#[test]
+fn a_first_image_is_still_wanted_after_another_one_failed() {
+    let mut state = State::new(crate::journal::Slot::first(), std::collections::BTreeMap::new(), Settings::default());
+    let image = "registry.example.com/app:1".parse().ok();
+    step(&mut state, now(), Event::Boot(Found { image, ..Found::default() }));
+    let other = "registry.example.com/typo:1".parse().unwrap();
+    let target =
+        Target::Image { image: other, policy: None, stage_only: false, force: false, allow_wider: false, spec: None };
+    step(&mut state, now(), Event::Intent { target, by: "t".into(), note: None });
+    let id = state.attempt.as_ref().unwrap().id;
+    step(&mut state, now(), Event::Failed { id, code: Code::NotFound, message: "no".into(), refused: false });
+    let effects = step(&mut state, now(), Event::Waited);
+    assert_eq!(effects, [Effect::Resolve(UpdateId(1))], "{state:?}");
+}
+
+#[test]
+fn a_degraded_sandbox_outlives_its_workload_while_the_mend_is_staged() {
+    let mut state = table::typical(Phase::Held);
+    state.shaky = true;
+    let mut effects = step(&mut state, now(), Event::Exited { instance: 1, status: 1, at_ns: 1 });
+    effects.extend(step(&mut state, now(), Event::Gone { instance: 1, at_ns: 2 }));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Exit(_) | Effect::End(_))), "{effects:?}");
+    assert_eq!(state.phase, Phase::Held);
+}
+
+#[test]
+fn a_stop_while_the_old_one_is_quiesced_blames_nobody() {
+    let mut state = table::typical(Phase::Quiescing);
+    let effects = step(&mut state, now(), Event::Terminate { signal: 15 });
+    assert_eq!(outcomes(&effects), [Outcome::Aborted]);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Record(slot) if slot.trial.is_none())));
+}
+
+#[test]
+fn liveness_that_failed_during_an_update_is_acted_upon_when_it_fails() {
+    let mut state = table::typical(Phase::Fetching);
+    step(&mut state, now(), Event::Unhealthy { instance: 1, message: "no answer".into() });
+    let failed = Event::Failed { id: UpdateId(5), code: Code::NotFound, message: "no".into(), refused: false };
+    let effects = step(&mut state, now(), failed);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Arm(_))), "{effects:?}");
+    assert_eq!(state.attempt.as_ref().unwrap().kind, Kind::Restart);
+}
+
+#[test]
+fn an_unreadable_confirmed_generation_leaves_the_previous_one() {
+    let mut world = World::new();
+    let mut state = State::new(world.state.slot.clone(), world.state.known.clone(), Settings::default());
+    state.slot.confirmed = Some(Generation(9));
+    state.slot.previous = Some(Generation(3));
+    world.state = state;
+    world.send(Event::Boot(Found::default()));
+    assert_eq!(world.serving(), Generation(3));
+}
+
+#[test]
+fn a_confirmation_that_cannot_be_written_leaves_the_slot_as_it_was() {
+    let mut state = table::typical(Phase::Proving);
+    let before = state.slot.clone();
+    step(&mut state, now(), Event::Proven { instance: 1 });
+    assert_ne!(state.slot, before);
+    step(&mut state, now(), Event::NotRecorded { message: "EIO".into() });
+    assert_eq!((state.slot.confirmed, state.slot.previous), (before.confirmed, before.previous));
+    assert_eq!(state.phase, Phase::RollingBack(Back::Stopping));
+}
+
+#[test]
+fn a_late_word_of_the_old_run_writes_nothing_in_the_gap() {
+    let mut state = table::typical(Phase::Quiescing);
+    state.slot.starts = 3;
+    assert_eq!(step(&mut state, now(), Event::Proven { instance: 1 }), []);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -266,7 +266,7 @@ impl Place {
     ) -> Result<(Resolved, Fetched), Error> {
         let client = Client::new(registries, limits)?;
         let reference: ImageRef = reference.parse().unwrap();
-        let resolved = client.resolve(&reference, &Platform::host()).await?;
+        let resolved = client.resolve(&reference, &Platform::host(), &()).await?;
         let fetched = client.fetch(&resolved, &self.store, &()).await?;
         Ok((resolved, fetched))
     }

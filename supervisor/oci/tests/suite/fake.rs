@@ -191,7 +191,7 @@ pub(crate) async fn pull(
 ) -> Result<Fetched, Error> {
     let client = Client::new(settings, quick())?;
     let reference: ImageRef = registry.reference().parse().unwrap();
-    let resolved = client.resolve(&reference, &Platform::host()).await?;
+    let resolved = client.resolve(&reference, &Platform::host(), &()).await?;
     client.fetch(&resolved, &place.store, told).await
 }
 

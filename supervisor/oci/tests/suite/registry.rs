@@ -247,8 +247,8 @@ async fn a_pinned_digest_decides() {
     let registry = Registry::start(source, |_, _| None).await;
     let client = Client::new(&registry.settings(), quick()).unwrap();
     let at = |pin| -> ImageRef { format!("{}/acme/app:v1@{pin}", registry.host).parse().unwrap() };
-    assert_eq!(client.resolve(&at(right), &Platform::host()).await.unwrap().digest, right);
-    let error = client.resolve(&at(digest(b"x")), &Platform::host()).await.unwrap_err();
+    assert_eq!(client.resolve(&at(right), &Platform::host(), &()).await.unwrap().digest, right);
+    let error = client.resolve(&at(digest(b"x")), &Platform::host(), &()).await.unwrap_err();
     assert_eq!(error.code(), Code::ContentMismatch);
 }
 
@@ -268,7 +268,7 @@ async fn a_fetch_that_is_dropped_cleans_up() {
     let place = Place::new();
     let client = Client::new(&registry.settings(), Limits::default()).unwrap();
     let reference: ImageRef = registry.reference().parse().unwrap();
-    let resolved = client.resolve(&reference, &Platform::host()).await.unwrap();
+    let resolved = client.resolve(&reference, &Platform::host(), &()).await.unwrap();
     let told = Told::default();
     let fetch = client.fetch(&resolved, &place.store, &told);
     assert!(tokio::time::timeout(Duration::from_millis(300), fetch).await.is_err());

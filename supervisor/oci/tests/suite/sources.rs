@@ -121,7 +121,7 @@ async fn layers_that_are_there_are_not_fetched_and_too_large_ones_are_refused_fi
     Image::new(&layers()).layout(&place.path("layout"));
     let reference: ImageRef = format!("oci:{}", place.path("layout").display()).parse().unwrap();
     let client = Client::new(&Registries::default(), Limits::default()).unwrap();
-    let mut resolved = client.resolve(&reference, &Platform::host()).await.unwrap();
+    let mut resolved = client.resolve(&reference, &Platform::host(), &()).await.unwrap();
     assert_eq!(need(&resolved, &place.store).layers_to_fetch, 3);
     let told = Told::default();
     client.fetch(&resolved, &place.store, &told).await.unwrap();
@@ -142,9 +142,9 @@ fn futures_can_move_between_threads() {
     let place = Place::new();
     let client = Client::new(&Registries::default(), Limits::default()).unwrap();
     let reference: ImageRef = "oci:/missing".parse().unwrap();
-    send(client.resolve(&reference, &Platform::host()));
+    send(client.resolve(&reference, &Platform::host(), &()));
     send(async {
-        let resolved = client.resolve(&reference, &Platform::host()).await?;
+        let resolved = client.resolve(&reference, &Platform::host(), &()).await?;
         client.fetch(&resolved, &place.store, &()).await
     });
 }
