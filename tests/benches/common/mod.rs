@@ -124,6 +124,11 @@ impl Samples {
         }
     }
 
+    /// How many are above `limit`.
+    pub(crate) fn above(&self, limit: f64) -> usize {
+        self.0.iter().filter(|value| **value > limit).count()
+    }
+
     /// As data.
     pub(crate) fn json(&self, unit: &str) -> Value {
         json!({

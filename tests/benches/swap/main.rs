@@ -24,6 +24,9 @@ use self::molt::{Command, Molt};
 use self::peers::{Crun, Floor, Podman};
 
 const DIRTY: usize = 200;
+/// Gaps above this many milliseconds are counted: on an idle processor the kernel sometimes leaves a connection attempt
+/// to a port that nobody listens on lying until its next timer interrupt. docs/BENCHMARKS.md.
+const STALL: f64 = 8.0;
 /// After the last update, for what is taken apart in the background.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -167,7 +170,7 @@ fn print(all: &[(&str, Series)], title: &str, of: impl Fn(&Series) -> &Samples) 
         };
         all.iter().find(|(name, _)| *name == kind).map_or(f64::NAN, |(_, series)| of(series).median())
     };
-    let mut table = Table::new(&["", "n", "median", "p99", "min", "max", "median / floor"]);
+    let mut table = Table::new(&["", "n", "median", "p99", "min", "max", "median / floor", "stalled"]);
     for (name, series) in all {
         let samples = of(series);
         if samples.len() == 0 {
@@ -175,7 +178,9 @@ fn print(all: &[(&str, Series)], title: &str, of: impl Fn(&Series) -> &Samples) 
         }
         let quantiles = [samples.median(), samples.quantile(0.99), samples.quantile(0.0), samples.quantile(1.0)];
         let figures = quantiles.into_iter().chain([samples.median() / floor(name)]).map(figure);
-        table.row([(*name).to_owned(), samples.len().to_string()].into_iter().chain(figures));
+        // Only a client can be stalled; podman is always above.
+        let stalled = if title.contains("client") { samples.above(STALL).to_string() } else { String::new() };
+        table.row([(*name).to_owned(), samples.len().to_string()].into_iter().chain(figures).chain([stalled]));
     }
     table.print(title);
 }
