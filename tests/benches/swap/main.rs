@@ -24,8 +24,8 @@ use self::molt::{Command, Molt};
 use self::peers::{Crun, Floor, Podman};
 
 const DIRTY: usize = 200;
-/// Gaps above this many milliseconds are counted: on an idle processor the kernel sometimes leaves a connection attempt
-/// to a port that nobody listens on lying until its next timer interrupt. docs/BENCHMARKS.md.
+/// Gaps above this many milliseconds are counted: an attempt to connect that meets the remains of an older connection
+/// is repeated by the kernel after two ticks of its clock.
 const STALL: f64 = 8.0;
 /// After the last update, for what is taken apart in the background.
 const SETTLE: Duration = Duration::from_secs(3);

@@ -136,9 +136,12 @@ fn leaks(bed: &Bed) -> anyhow::Result<()> {
             molt.expect(0, &["rollback"])?;
         }
     }
-    wait::until_ok("everything to be as before", SOON, || {
+    wait::until_ok("nothing to be left over", SOON, || {
         let after = counts(&molt)?;
-        ensure!(after == before, "after {after:?}, before {before:?}");
+        // Fewer is no leak: an idle connection of a pull may have been open when the first look was taken. One thing left
+        // a round would be 28 too many.
+        let kept = after.0 <= before.0 && after.1 <= before.1 && after.2 == before.2;
+        ensure!(kept, "after {after:?}, before {before:?}");
         Ok(())
     })?;
     ensure!(generations(&molt)?.len() <= 4, "{:?}", generations(&molt)?);
