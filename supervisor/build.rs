@@ -10,7 +10,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     let root = Path::new(&manifest).parent().ok_or("the workspace has no folder")?;
     let out = Path::new(&env::var("OUT_DIR")?).join("shim");
     let target = env::var("TARGET")?;
-    for watched in ["shim/src", "shim/Cargo.toml", "shim/sys/src", "supervisor/core/src", "Cargo.toml", "Cargo.lock"] {
+    if env::var_os("CARGO_FEATURE_FUZZING").is_some() {
+        // Fuzz targets start nothing.
+        std::fs::write(&out, [])?;
+        println!("cargo::rustc-env=MOLT_SHIM={}", out.display());
+        println!("cargo::rustc-env=MOLT_TARGET={target}");
+        return Ok(());
+    }
+    for watched in [
+        "shim/src",
+        "shim/Cargo.toml",
+        "shim/confine/src",
+        "shim/sys/src",
+        "supervisor/core/src",
+        "Cargo.toml",
+        "Cargo.lock",
+    ] {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
     let mut cargo = Command::new(env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
@@ -19,6 +34,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .args(["build", "--package", "molt-shim", "--profile", "shim", "--locked", "--quiet", "--target", &target])
         .arg("--target-dir")
         .arg(&out);
+    if env::var_os("CARGO_FEATURE_PLANTED").is_some() {
+        cargo.args(["--features", "planted"]);
+    }
     for name in [
         "CARGO_BUILD_RUSTFLAGS",
         "CARGO_ENCODED_RUSTFLAGS",

@@ -4,10 +4,8 @@
 //! not: hold a policy that is not also a file people can read.
 
 use crate::{
-    lower::within,
     parse,
     schema::{Filesystem, Policy},
-    validate::normal,
 };
 
 /// Name and text of each.
@@ -36,23 +34,16 @@ pub fn default_policy() -> Policy {
     })
 }
 
-/// What runs where no policy is given: `restrictive`, `state` to write to, and `readable` (the program and the working
-/// directory) to read where it is not yet. `/` among them is left out: it would be everything.
-pub fn default_policy_for(state: &[String], readable: &[&str]) -> Policy {
-    let mut policy = default_policy().with_writable(state);
-    if let Some(files) = &mut policy.filesystem_policy {
-        for path in readable.iter().map(|path| normal(path)) {
-            let there = files.read_only.iter().chain(&files.read_write).any(|rule| within(&path, rule));
-            if path != "/" && !there {
-                files.read_only.push(path);
-            }
-        }
-    }
-    policy
+/// What runs where no policy is given: `restrictive`, and `state` to write to. The program and the working directory of
+/// an image are made readable when it is lowered ([`crate::Context::readable`]).
+pub fn default_policy_for(state: &[String]) -> Policy {
+    default_policy().with_writable(state)
 }
 
 #[cfg(test)]
 mod tests {
+    use molt_core::launch::SeccompProfile;
+
     use super::*;
     use crate::{Context, lower};
 
@@ -62,7 +53,15 @@ mod tests {
             let policy = parse(text.as_bytes()).unwrap_or_else(|faults| panic!("{name}.yaml: {faults}"));
             let state = ["/sandbox/state".to_owned()];
             let program = Some("/usr/local/bin/program");
-            let context = Context { workdir: "/app", state: &state, program, proxy_ports: &[], kernel_abi: 7 };
+            let context = Context {
+                workdir: "/app",
+                state: &state,
+                program,
+                readable: &[],
+                proxy_ports: &[],
+                kernel_abi: 7,
+                seccomp: SeccompProfile::Floor,
+            };
             let lowered = lower(&policy.with_writable(&state), &context);
             assert_eq!((lowered.notes, lowered.unmet), (vec![], vec![]), "{name}");
         }
@@ -78,10 +77,23 @@ mod tests {
 
     #[test]
     fn the_default_fits_images_that_keep_the_program_elsewhere() {
-        let policy = default_policy_for(&["/data".to_owned()], &["/server", "/", "/usr/bin/x", "/data/bin"]);
-        let files = policy.filesystem_policy.unwrap();
-        assert_eq!(files.read_write.last().unwrap(), "/data");
-        assert_eq!(files.read_only.last().unwrap(), "/server");
-        assert!(!files.read_only.contains(&"/".to_owned()));
+        let policy = default_policy_for(&["/data".to_owned()]);
+        assert_eq!(policy.filesystem_policy.as_ref().unwrap().read_write.last().unwrap(), "/data");
+        let readable = ["/server", "/", "/usr/bin/x", "/data/bin"];
+        let program = Some("/server");
+        let context = Context {
+            workdir: "/",
+            state: &[],
+            program,
+            readable: &readable,
+            proxy_ports: &[],
+            kernel_abi: 7,
+            seccomp: SeccompProfile::Floor,
+        };
+        let lowered = lower(&policy, &context);
+        assert_eq!(lowered.notes, Vec::<String>::new());
+        let rules = lowered.confinement.landlock.unwrap().paths;
+        let added: Vec<&str> = rules.iter().map(|rule| rule.path.as_str()).filter(|p| readable.contains(p)).collect();
+        assert_eq!(added, ["/server"]);
     }
 }

@@ -12,10 +12,11 @@ mod network;
 mod parse;
 mod schema;
 pub mod seccomp;
+pub mod unpacker;
 mod validate;
 
 pub use builtin::{BUILTINS, builtin, default_policy, default_policy_for};
-pub use compare::{Resolved, TcpUse, Wider, assumed, compare};
+pub use compare::{TcpUse, Wider, assumed, astray, changes, compare};
 pub use explain::{Line, Verdict, explain};
 pub use identity::RunAs;
 pub use lower::{Context, Lowered, MIN_ABI, lower, unconfined};

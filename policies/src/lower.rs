@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use molt_core::launch::{Access, Confinement, Landlock, PathRule, TcpPorts};
+use molt_core::launch::{Access, Confinement, Landlock, PathRule, SeccompProfile, TcpPorts};
 
 use crate::{
     schema::{Compatibility, Endpoint, Policy},
@@ -37,10 +37,14 @@ pub struct Context<'a> {
     pub state: &'a [String],
     /// The program, resolved in the new root, where it is known.
     pub program: Option<&'a str>,
+    /// Paths of the image that no policy was written for: readable where the policy does not say so itself.
+    pub readable: &'a [&'a str],
     /// Ports of the egress proxy (from the workload's `HTTP_PROXY` and the like): connections to it stay possible.
     pub proxy_ports: &'a [u16],
     /// Landlock ABI of the kernel; 0 where there is none.
     pub kernel_abi: u32,
+    /// Which system calls it gets.
+    pub seccomp: SeccompProfile,
 }
 
 /// A policy, ready for the shim.
@@ -70,18 +74,17 @@ const DERIVED: [(&str, Access); 9] = [
 /// Lowers `policy`.
 pub fn lower(policy: &Policy, context: &Context<'_>) -> Lowered {
     let mut lowered = Lowered::default();
-    match seccomp::floor() {
-        Ok(programs) => lowered.confinement.seccomp = programs,
+    match seccomp::programs(context.seccomp) {
+        Ok(programs) => {
+            lowered.confinement.seccomp = programs;
+            lowered.confinement.profile = context.seccomp;
+        }
         Err(error) => lowered.unmet.push(format!("failed to {error}: {}", error.0)),
     }
     let compatibility = policy.landlock.as_ref().and_then(|section| section.compatibility);
     let tcp = tcp(policy, context, compatibility, &mut lowered);
     let paths = paths(policy, context, &mut lowered);
-    let min_abi = if compatibility == Some(Compatibility::BestEffort) { 1 } else { MIN_ABI };
-    if context.kernel_abi < min_abi && compatibility == Some(Compatibility::BestEffort) {
-        lowered.notes.push("the kernel has no Landlock: no path of the policy is enforced (best_effort)".to_owned());
-        return lowered;
-    }
+    let min_abi = if compatibility == Some(Compatibility::BestEffort) { 0 } else { MIN_ABI };
     if context.kernel_abi < min_abi {
         lowered.unmet.push(match context.kernel_abi {
             0 => "the kernel has no Landlock; landlock.compatibility: best_effort would run without it".to_owned(),
@@ -90,14 +93,16 @@ pub fn lower(policy: &Policy, context: &Context<'_>) -> Lowered {
                  landlock.compatibility: best_effort would take it"
             ),
         });
+    } else if context.kernel_abi == 0 {
+        lowered.notes.push("the kernel has no Landlock: no path of the policy is enforced (best_effort)".to_owned());
     } else if context.kernel_abi < MIN_ABI {
         lowered.notes.push(format!(
             "Landlock ABI {} cannot stop truncate(2): files that may only be read can be emptied (best_effort)",
             context.kernel_abi
         ));
     }
-    lowered.confinement.landlock =
-        Some(Landlock { hard: compatibility == Some(Compatibility::HardRequirement), min_abi, paths, tcp });
+    let hard = compatibility == Some(Compatibility::HardRequirement);
+    lowered.confinement.landlock = Some(Landlock { hard, min_abi, abi: context.kernel_abi, paths, tcp });
     lowered
 }
 
@@ -133,15 +138,21 @@ fn paths(policy: &Policy, context: &Context<'_>, lowered: &mut Lowered) -> Vec<P
             notes.push(format!("state path {path} is not in read_write: the workload cannot write its state"));
         }
     }
+    let readable: Vec<String> = context.readable.iter().map(|path| normal(path)).collect();
+    let readable = readable.into_iter().filter(|path| path != "/" && !covered(&rules, path, Access::ReadOnly));
+    let readable: BTreeSet<String> = readable.collect();
     if let Some(program) = context.program
         && !covered(&rules, program, Access::ReadOnly)
+        && !readable.iter().any(|path| within(program, path))
     {
         notes.push(format!("program {program} is not below any path of the policy: it cannot be executed"));
     }
     let mut list: Vec<PathRule> = DERIVED
         .into_iter()
         .filter(|(path, _)| !rules.contains_key(*path))
-        .map(|(path, access)| PathRule { path: path.to_owned(), access, derived: true })
+        .map(|(path, access)| (path.to_owned(), access))
+        .chain(readable.into_iter().map(|path| (path, Access::ReadOnly)))
+        .map(|(path, access)| PathRule { path, access, derived: true })
         .collect();
     list.extend(rules.into_iter().map(|(path, access)| PathRule { path, access, derived: false }));
     list.sort();

@@ -20,6 +20,7 @@ pub struct Middleware {
     #[serde(default, skip_serializing_if = "is_default")]
     pub name: String,
     /// Which one.
+    #[schemars(length(min = 1))]
     pub middleware: String,
     /// Lower goes first; each number once. Default: 0.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -49,14 +50,16 @@ pub enum OnError {
 #[serde(default, deny_unknown_fields)]
 pub struct Selector {
     /// These,
+    #[schemars(length(max = MAX_PATTERNS))]
     #[serde(skip_serializing_if = "is_default")]
     pub include: Vec<String>,
     /// but not these.
+    #[schemars(length(max = MAX_PATTERNS))]
     #[serde(skip_serializing_if = "is_default")]
     pub exclude: Vec<String>,
 }
 
-const MAX_MIDDLEWARES: usize = 10;
+pub(crate) const MAX_MIDDLEWARES: usize = 10;
 const MAX_PATTERNS: usize = 32;
 
 pub(crate) fn check(policy: &Policy, found: &mut Found<'_>) {

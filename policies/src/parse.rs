@@ -7,7 +7,7 @@ use molt_core::{
     ids::Digest,
     spec::{
         Violations,
-        document::{self, Node, Places, Rules},
+        document::{self, Node, Rules},
     },
 };
 use sha2::{Digest as _, Sha256};
@@ -17,19 +17,18 @@ use crate::{schema::Policy, validate};
 /// Longest policy, in bytes: 4 MiB.
 pub const MAX_BYTES: usize = 4 << 20;
 
-const RULES: Rules = Rules { what: "policy", max_bytes: MAX_BYTES, checks: &[], refused: &[] };
+const RULES: Rules =
+    Rules { what: "policy", max_bytes: MAX_BYTES, checks: &[], refused: &[], stand_in: &[("version", 1)] };
 
 /// Reads a policy.
 pub fn parse(bytes: &[u8]) -> Result<Policy, Violations> {
     let text = std::str::from_utf8(bytes).map_err(|_| Violations::whole("a policy is UTF-8 text"))?;
-    let (policy, places) = document::read::<Policy>(text, &RULES)?;
-    validate::check(&policy, &places).or_ok(policy)
+    document::read::<Policy>(text, &RULES)?.and(validate::check)
 }
 
 /// Reads a policy that stands inside another document, with the same checks but without places.
 pub fn from_value(value: &serde_json::Value) -> Result<Policy, Violations> {
-    let policy: Policy = document::convert(&Node::from_json(value), &RULES)?;
-    validate::check(&policy, &Places::default()).or_ok(policy)
+    document::convert::<Policy>(&Node::from_json(value), &RULES)?.and(validate::check)
 }
 
 /// JSON Schema (2020-12) of a policy.
@@ -192,6 +191,46 @@ mod tests {
         let text =
             b"version: 3\nfilesystem_policy: {read_only: [a, b], read_write: [/]}\nprocess: {run_as_user: root}\n";
         assert_eq!(parse(text).unwrap_err().0.len(), 5);
+    }
+
+    /// Faults of form do not hide faults of meaning, and each has its own place, also behind an item that has no form.
+    #[test]
+    fn faults_of_form_and_of_meaning_come_together() {
+        let text = b"\
+filesystem_policy:
+  read_only: [/usr, 5, etc, {}, /a/../b]
+  read_wirte: []
+landlock: {compatibility: strict}
+process: {run_as_user: root, run_as_group: 7}
+network_policies:
+  a:
+    endpoints:
+      - {host: x.y, port: 70000}
+      - {host: x.y}
+    binaries: [{harness: true}, {path: ''}]
+network_middlewares:
+  m: {endpoints: {include: [1]}}
+";
+        let faults = parse(text).unwrap_err().to_string();
+        let lines: Vec<&str> = faults.lines().collect();
+        let expected = [
+            "1:1: version: is required",
+            "2:21: filesystem_policy.read_only[1]: must be text: write \"5\" in quotes",
+            "2:24: filesystem_policy.read_only[2]: must be an absolute path",
+            "2:29: filesystem_policy.read_only[3]: must be text",
+            "2:33: filesystem_policy.read_only[4]: must not hold '..'",
+            "3:3: filesystem_policy.read_wirte: unknown field; did you mean 'read_write'?",
+            "4:27: landlock.compatibility: must be one of best_effort, hard_requirement",
+            "5:24: process.run_as_user: 'root' is neither sandbox nor a number from 1 to 4294967294",
+            "5:44: process.run_as_group: must be text: write \"7\" in quotes",
+            "9:27: network_policies.a.endpoints[0].port: is 70000, the most is 65535",
+            "10:9: network_policies.a.endpoints[1].port: at least one port is needed",
+            "11:16: network_policies.a.binaries[0].path: is required",
+            "11:40: network_policies.a.binaries[1].path: must not be empty",
+            "13:6: network_middlewares.m.middleware: is required",
+            "13:29: network_middlewares.m.endpoints.include[0]: must be text: write \"1\" in quotes",
+        ];
+        assert_eq!(lines, expected, "\n{faults}");
     }
 
     #[test]

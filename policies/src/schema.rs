@@ -9,11 +9,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::validate::{MAX_PATH_BYTES, MAX_PATHS};
+
 /// A sandbox policy, version 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
     /// Version of the form; 1.
+    #[schemars(extend("const" = 1))]
     pub version: u32,
     /// Which files. Default: the working directory, for reading and writing, and nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -28,6 +31,7 @@ pub struct Policy {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub network_policies: BTreeMap<String, NetworkRule>,
     /// What the egress proxy does with requests, by a key of the author's own; at most 10.
+    #[schemars(extend("maxProperties" = crate::network::MAX_MIDDLEWARES))]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub network_middlewares: BTreeMap<String, crate::network::Middleware>,
 }
@@ -40,9 +44,11 @@ pub struct Filesystem {
     #[serde(skip_serializing_if = "is_default")]
     pub include_workdir: bool,
     /// May be read and executed.
+    #[schemars(length(max = MAX_PATHS), inner(length(max = MAX_PATH_BYTES), regex(pattern = "^/")))]
     #[serde(skip_serializing_if = "is_default")]
     pub read_only: Vec<String>,
     /// May be changed too.
+    #[schemars(length(max = MAX_PATHS), inner(length(max = MAX_PATH_BYTES), regex(pattern = "^/")))]
     #[serde(skip_serializing_if = "is_default")]
     pub read_write: Vec<String>,
 }
@@ -71,9 +77,11 @@ pub enum Compatibility {
 #[serde(default, deny_unknown_fields)]
 pub struct Process {
     /// `sandbox`, or a number from 1 to 4294967294 in quotes. Default: decided by the spec and the image.
+    #[schemars(regex(pattern = "^(sandbox|[1-9][0-9]{0,9})?$"))]
     #[serde(skip_serializing_if = "is_default")]
     pub run_as_user: String,
     /// The same for the group.
+    #[schemars(regex(pattern = "^(sandbox|[1-9][0-9]{0,9})?$"))]
     #[serde(skip_serializing_if = "is_default")]
     pub run_as_group: String,
 }
@@ -105,9 +113,11 @@ pub struct Endpoint {
     #[serde(skip_serializing_if = "is_default")]
     pub path: String,
     /// One port. `ports` goes before it.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     #[serde(skip_serializing_if = "is_default")]
     pub port: Option<u16>,
     /// Several ports.
+    #[schemars(extend("not" = {"contains": {"const": 0}}))]
     #[serde(skip_serializing_if = "is_default")]
     pub ports: Vec<u16>,
     /// What is spoken. Default: not looked into.
@@ -343,6 +353,9 @@ pub struct Mcp {
     /// Take only tool names of the specification's form.
     #[serde(skip_serializing_if = "is_default")]
     pub strict_tool_names: Option<bool>,
+    /// Versions of the protocol that are taken, as dates. Default: every known one.
+    #[serde(skip_serializing_if = "is_default")]
+    pub versions: Vec<String>,
     /// Take every method of the specification.
     #[serde(skip_serializing_if = "is_default")]
     pub allow_all_known_mcp_methods: Option<bool>,
@@ -353,6 +366,7 @@ pub struct Mcp {
 #[serde(deny_unknown_fields)]
 pub struct Binary {
     /// Its path, a glob.
+    #[schemars(length(min = 1))]
     pub path: String,
     /// Without meaning; kept so that old documents are read.
     #[serde(default, skip_serializing)]
@@ -362,3 +376,7 @@ pub struct Binary {
 pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
+
+#[cfg(test)]
+#[path = "schema_tests.rs"]
+mod tests;

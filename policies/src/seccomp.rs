@@ -1,6 +1,6 @@
-//! The system calls no workload gets, whatever its policy says.
+//! The system calls no workload gets, whatever its policy says; and those that are all it gets under the profile `strict`.
 //!
-//! In: the table below. Out: programs for the shim to load, in order. Must not: refuse what an ordinary program needs:
+//! In: the table below, and `seccomp-strict.txt`. Out: programs for the shim to load, in order. Must not: refuse what an ordinary program needs:
 //! fork, threads, `ptrace`-free debugging aids, every file and socket call. What is not in the table is allowed;
 //! without a capability most of it fails in the kernel anyway.
 
@@ -10,6 +10,7 @@ use libc::{
     AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID,
     CLONE_NEWUSER, CLONE_NEWUTS, EAFNOSUPPORT, ENOSYS, EPERM, MSG_FASTOPEN, NETLINK_ROUTE, c_int,
 };
+use molt_core::launch::SeccompProfile;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
@@ -140,6 +141,14 @@ pub const TABLE: &[Denied] = &[
     row(EPERM, "sendto", libc::SYS_sendto, &[&[Arg::HasAny(3, bits(MSG_FASTOPEN))]], "connects past Landlock"),
     row(EPERM, "sendmsg", libc::SYS_sendmsg, &[&[Arg::HasAny(2, bits(MSG_FASTOPEN))]], "connects past Landlock"),
     row(EPERM, "sendmmsg", libc::SYS_sendmmsg, &[&[Arg::HasAny(3, bits(MSG_FASTOPEN))]], "connects past Landlock"),
+    // Landlock looks at the protocol a socket has when it connects. Programs that offload TLS go on without.
+    row(
+        EPERM,
+        "setsockopt",
+        libc::SYS_setsockopt,
+        &[&[Arg::Is(1, bits(libc::IPPROTO_TCP)), Arg::Is(2, bits(libc::TCP_ULP))]],
+        "makes another protocol of a TCP socket: from Linux 5.17 to 6.19 SMC, which connects past Landlock",
+    ),
     // The errno a kernel without these gives, so that programs go on without them.
     row(
         EAFNOSUPPORT,
@@ -167,20 +176,44 @@ pub const TABLE: &[Denied] = &[
 #[error("compile the seccomp programs")]
 pub struct SeccompError(#[from] pub(crate) seccompiler::BackendError);
 
-/// The programs, in the order they are loaded, packed as [`molt_core::launch::Confinement::seccomp`] says. Calls of
-/// another architecture kill the process.
-pub fn floor() -> Result<Vec<Vec<u64>>, SeccompError> {
-    Ok(programs()?.iter().map(pack).collect())
+/// The programs of a profile, in the order they are loaded, packed as [`molt_core::launch::Confinement::seccomp`] says.
+/// Calls of another architecture kill the process.
+pub fn programs(profile: SeccompProfile) -> Result<Vec<Vec<u64>>, SeccompError> {
+    let programs = match profile {
+        SeccompProfile::None => Vec::new(),
+        SeccompProfile::Floor => floor()?,
+        // Of two answers of the same kind the one loaded last counts: the floor's errno.
+        SeccompProfile::Strict => [vec![strict()?], floor()?].concat(),
+    };
+    Ok(programs.iter().map(pack).collect())
 }
 
-fn pack(program: &BpfProgram) -> Vec<u64> {
+/// The calls of the profile `strict`, by name and number on the architecture this was built for.
+pub fn allowed() -> impl Iterator<Item = (&'static str, i64)> {
+    let column = if cfg!(target_arch = "x86_64") { 1 } else { 2 };
+    let lines = include_str!("../seccomp-strict.txt").lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(move |line| {
+        let words: Vec<&str> = line.split(' ').collect();
+        Some((*words.first()?, words.get(column)?.parse().ok()?))
+    })
+}
+
+/// Everything but [`allowed`] is answered as a kernel answers that does not have it, so that programs try something else.
+fn strict() -> Result<BpfProgram, SeccompError> {
+    let rules: BTreeMap<i64, Vec<SeccompRule>> = allowed().map(|(_, number)| (number, Vec::new())).collect();
+    let arch = std::env::consts::ARCH.try_into()?;
+    let filter = SeccompFilter::new(rules, SeccompAction::Errno(bits(ENOSYS)), SeccompAction::Allow, arch)?;
+    Ok(filter.try_into()?)
+}
+
+pub(crate) fn pack(program: &BpfProgram) -> Vec<u64> {
     program
         .iter()
         .map(|op| u64::from(op.code) << 48 | u64::from(op.jt) << 40 | u64::from(op.jf) << 32 | u64::from(op.k))
         .collect()
 }
 
-fn programs() -> Result<Vec<BpfProgram>, SeccompError> {
+fn floor() -> Result<Vec<BpfProgram>, SeccompError> {
     let mut programs = guard();
     // One program an errno: a filter of the library knows one answer.
     for errno in [ENOSYS, EAFNOSUPPORT, EPERM] {
@@ -232,7 +265,7 @@ fn compile(when: When) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
 /// x32 calls come with the architecture of x86-64 and a bit in their number, so that a filter that compares numbers
 /// lets every one of them pass. They get what a kernel without x32 says.
 #[cfg(target_arch = "x86_64")]
-fn guard() -> Vec<BpfProgram> {
+pub(crate) fn guard() -> Vec<BpfProgram> {
     use seccompiler::sock_filter;
     // BPF_LD | BPF_W | BPF_ABS and so on: linux/bpf_common.h.
     const LOAD: u16 = 0x20;
@@ -256,7 +289,7 @@ fn guard() -> Vec<BpfProgram> {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn guard() -> Vec<BpfProgram> {
+pub(crate) fn guard() -> Vec<BpfProgram> {
     Vec::new()
 }
 

@@ -5,9 +5,11 @@ use std::{io, os::fd::AsRawFd as _, process::Command, thread};
 use super::*;
 
 /// Runs `work` on a thread of its own that has the filters.
-fn confined<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    thread::spawn(|| {
-        for program in programs().unwrap() {
+fn confined<T: Send + 'static>(profile: SeccompProfile, work: impl FnOnce() -> T + Send + 'static) -> T {
+    thread::spawn(move || {
+        let mut list = if profile == SeccompProfile::Strict { vec![strict().unwrap()] } else { Vec::new() };
+        list.extend(floor().unwrap());
+        for program in list {
             seccompiler::apply_filter(&program).unwrap();
         }
         work()
@@ -18,12 +20,17 @@ fn confined<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
 
 /// A little interpreter of classic BPF, so that every row is tried, also those that need arguments no safe call takes.
 fn answer(arch: u32, number: i64, args: [u64; 6]) -> u32 {
+    answer_of(SeccompProfile::Floor, arch, number, args)
+}
+
+fn answer_of(profile: SeccompProfile, arch: u32, number: i64, args: [u64; 6]) -> u32 {
     let mut data = vec![u32::try_from(number & 0xffff_ffff).unwrap(), arch, 0, 0];
     for arg in args {
         data.push(u32::try_from(arg & 0xffff_ffff).unwrap());
         data.push(u32::try_from(arg >> 32).unwrap());
     }
-    let answers = floor().unwrap().into_iter().map(|program| {
+    // The last one loaded is asked first, and of answers of one kind the first counts.
+    let answers = programs(profile).unwrap().into_iter().rev().map(|program| {
         let (mut at, mut acc) = (0, 0u32);
         loop {
             let op = program[at];
@@ -71,7 +78,7 @@ fn the_floor_has_all_its_rows() {
                  perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register keyctl add_key request_key \
                  kexec_load kexec_file_load init_module finit_module delete_module reboot swapon swapoff acct quotactl \
                  quotactl_fd syslog lookup_dcookie name_to_handle_at open_by_handle_at ioctl sendto sendmsg sendmmsg \
-                 socket"
+                 setsockopt socket"
         .split_whitespace()
     {
         assert_eq!(names.iter().filter(|known| **known == name).count(), 1, "{name}");
@@ -113,6 +120,10 @@ fn rows_with_conditions_are_refused_only_when_they_hold() {
         (libc::SYS_sendmsg, [3, 0, 0x2000_0000, 0, 0, 0], errno(EPERM)),
         (libc::SYS_sendmsg, [3, 0, 0x4000, 0x2000_0000, 0, 0], allow),
         (libc::SYS_sendmmsg, [3, 0, 1, 0x2000_0000, 0, 0], errno(EPERM)),
+        (libc::SYS_setsockopt, [3, 6, 1, 0, 4, 0], allow),
+        (libc::SYS_setsockopt, [3, 1, 31, 0, 4, 0], allow),
+        (libc::SYS_setsockopt, [3, 6, 31, 0, 3, 0], errno(EPERM)),
+        (libc::SYS_setsockopt, [3, high | 6, high | 31, 0, 3, 0], errno(EPERM)),
         (libc::SYS_execve, [0; 6], allow),
         (libc::SYS_openat, [0; 6], allow),
         (libc::SYS_seccomp, [0; 6], allow),
@@ -138,6 +149,11 @@ fn x32_calls_are_refused() {
 
 #[test]
 fn the_kernel_refuses_what_the_table_says() {
+    confined(SeccompProfile::Floor, refused);
+    confined(SeccompProfile::Strict, refused);
+}
+
+fn refused() {
     use nix::{
         errno::Errno,
         mount::{MsFlags, mount, umount},
@@ -147,7 +163,7 @@ fn the_kernel_refuses_what_the_table_says() {
             socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, send, socket},
         },
     };
-    confined(|| {
+    {
         let none: Option<&str> = None;
         assert_eq!(mount(Some("x"), "/tmp", Some("tmpfs"), MsFlags::empty(), none), Err(Errno::EPERM));
         assert_eq!(umount("/nowhere"), Err(Errno::EPERM), "not ENOENT: refused before the path is looked at");
@@ -168,12 +184,17 @@ fn the_kernel_refuses_what_the_table_says() {
         let tcp = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), any).unwrap();
         let fast = MsgFlags::from_bits_retain(MSG_FASTOPEN);
         assert_eq!(send(tcp.as_raw_fd(), b"x", fast), Err(Errno::EPERM));
-    });
+    }
 }
 
 #[test]
 fn ordinary_programs_run() {
-    confined(|| {
+    confined(SeccompProfile::Floor, ordinary);
+    confined(SeccompProfile::Strict, ordinary);
+}
+
+fn ordinary() {
+    {
         let threads: Vec<_> = (0..4).map(|n| thread::spawn(move || n * 2)).collect();
         assert_eq!(threads.into_iter().map(|t| t.join().unwrap()).sum::<i32>(), 12);
         let output = Command::new("/bin/sh").args(["-c", "echo $(echo a | cat) $((1+1)); exit 3"]).output().unwrap();
@@ -190,5 +211,58 @@ fn ordinary_programs_run() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a"), "b").unwrap();
         std::fs::rename(folder.path().join("a"), folder.path().join("c")).unwrap();
-    });
+    }
+}
+
+#[test]
+fn strict_is_the_floor_and_a_list() {
+    let strict = |number, args| answer_of(SeccompProfile::Strict, HERE, number, args);
+    let listed: Vec<(&str, i64)> = allowed().collect();
+    assert!(listed.len() > 250, "{}", listed.len());
+    let known = |number: i64| listed.iter().any(|(_, other)| *other == number);
+    for denied in TABLE.iter().filter(|denied| denied.when.is_empty()) {
+        assert!(!known(denied.number), "{} is refused by the floor and allowed by the list", denied.name);
+        assert_eq!(strict(denied.number, [0; 6]), errno(denied.errno), "{}", denied.name);
+    }
+    for (name, number) in &listed {
+        let conditions = TABLE.iter().any(|denied| denied.number == *number);
+        if !conditions {
+            assert_eq!(strict(*number, [u64::MAX; 6]), libc::SECCOMP_RET_ALLOW, "{name}");
+        }
+    }
+    for number in 0..600 {
+        if !known(number) && !TABLE.iter().any(|denied| denied.number == number) {
+            assert_eq!(strict(number, [0; 6]), errno(ENOSYS), "call {number}");
+        }
+    }
+    assert_eq!(strict(libc::SYS_clone, [0x1000_0011, 0, 0, 0, 0, 0]), errno(EPERM), "conditions of the floor hold");
+    assert_eq!(answer_of(SeccompProfile::Strict, 0x4000_0003, 1, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
+}
+
+/// The numbers are written down for both architectures; those of this one can be checked.
+#[test]
+fn the_list_has_the_right_numbers() {
+    for (name, number) in [
+        ("read", libc::SYS_read),
+        ("openat", libc::SYS_openat),
+        ("execve", libc::SYS_execve),
+        ("futex", libc::SYS_futex),
+        ("epoll_pwait", libc::SYS_epoll_pwait),
+        ("mmap", libc::SYS_mmap),
+        ("newfstatat", libc::SYS_newfstatat),
+        ("fstat", libc::SYS_fstat),
+        ("lseek", libc::SYS_lseek),
+        ("fcntl", libc::SYS_fcntl),
+        ("statfs", libc::SYS_statfs),
+        ("sendfile", libc::SYS_sendfile),
+        ("ftruncate", libc::SYS_ftruncate),
+        ("getrandom", libc::SYS_getrandom),
+        ("rseq", libc::SYS_rseq),
+        ("statx", libc::SYS_statx),
+        ("openat2", libc::SYS_openat2),
+        ("seccomp", libc::SYS_seccomp),
+        ("landlock_restrict_self", libc::SYS_landlock_restrict_self),
+    ] {
+        assert!(allowed().any(|row| row == (name, number)), "{name} is not {number}");
+    }
 }

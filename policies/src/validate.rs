@@ -7,8 +7,8 @@ use molt_core::spec::{Principal, Violations, document::Places, shape};
 
 use crate::{network, schema::Policy};
 
-const MAX_PATHS: usize = 256;
-const MAX_PATH_BYTES: usize = 4096;
+pub(crate) const MAX_PATHS: usize = 256;
+pub(crate) const MAX_PATH_BYTES: usize = 4096;
 
 pub(crate) struct Found<'a> {
     places: &'a Places,

@@ -56,11 +56,11 @@ fn reap(control: &OwnedFd, main: Pid, execs: &mut HashMap<Pid, u32>) -> bool {
         if pid == main {
             let now = clock_gettime(ClockId::Monotonic);
             let at = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0);
-            report::send(control, &FromShim::Exited { status, at }, &[]);
+            report::tell(control, &FromShim::Exited { status, at });
             exit_now(0);
         }
         if let Some(id) = execs.remove(&pid) {
-            report::send(control, &FromShim::ExecExited { id, status }, &[]);
+            report::tell(control, &FromShim::ExecExited { id, status });
         }
     }
     true
@@ -88,8 +88,8 @@ fn listen(control: &OwnedFd, launch: &Launch, main: Pid, execs: &mut HashMap<Pid
                         execs.insert(pid, request.id);
                     }
                     Err(failure) => {
-                        let status = if failure.errno == Errno::NOENT.raw_os_error() { 127 } else { 126 };
-                        report::send(control, &FromShim::ExecExited { id: request.id, status }, &[]);
+                        let status = spawn::not_run(Errno::from_raw_os_error(failure.errno));
+                        report::tell(control, &FromShim::ExecExited { id: request.id, status });
                     }
                 }
             }

@@ -7,12 +7,15 @@
 
 use std::os::fd::OwnedFd;
 
-use molt_core::launch::{Launch, ProcMode};
-use molt_sys::mount::{Attributes, Propagation, set_attributes};
+use molt_core::launch::{Failure, Launch, ProcMode};
+use molt_sys::{
+    mount::{Attributes, Propagation, set_attributes},
+    mountpoint::{self, Kind, Problem},
+};
 use rustix::{
     fs::{
-        AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags, fstat, major, minor, mkdirat, openat, openat2,
-        statx, symlinkat,
+        AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, fstat, major, minor, mkdirat, openat,
+        openat2, statx, symlinkat,
     },
     io::Errno,
     mount::{
@@ -33,11 +36,25 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
 ];
-/// `/proc` files that show the host or command the kernel, and folders that do: hidden, or made read-only.
-const MASKED_FILES: [&str; 8] =
-    ["kcore", "keys", "key-users", "latency_stats", "timer_list", "timer_stats", "sched_debug", "sysrq-trigger"];
-const MASKED_FOLDERS: [&str; 2] = ["acpi", "scsi"];
+/// `/proc` files that show the host or command the kernel, and folders that do: hidden, or made read-only. What
+/// containerd, podman and docker hide, and `sysrq-trigger`, which they make read-only.
+const MASKED_FILES: [&str; 9] = [
+    "interrupts",
+    "kcore",
+    "keys",
+    "key-users",
+    "latency_stats",
+    "timer_list",
+    "timer_stats",
+    "sched_debug",
+    "sysrq-trigger",
+];
+const MASKED_FOLDERS: [&str; 3] = ["acpi", "asound", "scsi"];
 const READ_ONLY: [&str; 4] = ["bus", "fs", "irq", "sys"];
+/// The same below `/sys`, where the container has one: firmware tables, and what tells how hard the processor works, by which
+/// secrets of others can be guessed.
+const MASKED_SYS: [&str; 3] = ["firmware", "dev/block", "devices/virtual/powercap"];
+const PROCESSORS: &str = "devices/system/cpu";
 
 /// Puts everything in place below `root`.
 pub(crate) fn populate(
@@ -48,16 +65,20 @@ pub(crate) fn populate(
     notify: Option<&OwnedFd>,
 ) -> Step<()> {
     for (mount, tree) in launch.late_mounts.iter().zip(late) {
-        let target = target(root, mount.target.trim_start_matches('/'), Kind::Any)?;
-        attach(tree, &target, &mount.target)?;
+        let folder = FileType::from_raw_mode(fstat(tree).at("fstat", &mount.target)?.st_mode) == FileType::Directory;
+        let place = target(root, mount.target.trim_matches('/'), if folder { Kind::Folder } else { Kind::File })?;
+        attach(tree, &place, &mount.target)?;
     }
     match (launch.proc, proc) {
         (ProcMode::Fresh, _) => fresh_proc(root)?,
         (ProcMode::Carried, Some(tree)) => {
             attach(tree, &target(root, "proc", Kind::Folder)?, "/proc")?;
+            // It is read-only throughout already.
+            mask_proc(tree, &names(tree).at("list", "/proc")?)?;
         }
         (ProcMode::Carried, None) => return Err(refuse("proc", "no tree to carry")),
     }
+    mask_sys(root)?;
     dev(root)?;
     if !is_mount(root, "tmp")? {
         let tmp = tmpfs("tmp", "1777", None, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)?;
@@ -73,26 +94,81 @@ fn fresh_proc(root: &OwnedFd) -> Step<()> {
         MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let proc = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).at("fsmount", "proc")?;
     attach(&proc, &target(root, "proc", Kind::Folder)?, "/proc")?;
-    for name in MASKED_FILES {
-        if let Some(place) = existing(&proc, name)? {
-            attach(&device("null", 1, 3)?, &place, name)?;
+    // What this kernel has is decided once; after that, not to find something is an error and not a reason to leave it
+    // as it is.
+    let there = names(&proc).at("list", "/proc")?;
+    mask_proc(&proc, &there)?;
+    for name in READ_ONLY.into_iter().filter(|name| is_in(&there, name)) {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let clone = open_tree(&proc, name, flags).at("open_tree", name)?;
+        set_attributes(&clone, Attributes::RDONLY, Propagation::Keep).at("mount_setattr", name)?;
+        attach(&clone, &inside(&proc, name)?, name)?;
+    }
+    Ok(())
+}
+
+/// Hides what is there of what shows the host; what is hidden already is hidden once more.
+fn mask_proc(proc: &OwnedFd, there: &[Vec<u8>]) -> Step<()> {
+    for name in MASKED_FILES.into_iter().filter(|name| is_in(there, name)) {
+        attach(&device("null", 1, 3)?, &inside(proc, name)?, name)?;
+    }
+    for name in MASKED_FOLDERS.into_iter().filter(|name| is_in(there, name)) {
+        mask(&inside(proc, name)?, name)?;
+    }
+    Ok(())
+}
+
+fn is_in(names: &[Vec<u8>], name: &str) -> bool {
+    names.iter().any(|entry| entry == name.as_bytes())
+}
+
+/// Names in a folder that is held by a mount's descriptor.
+fn names(mount: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
+    let folder = openat(mount, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    Dir::new(folder)?.map(|entry| entry.map(|entry| entry.file_name().to_bytes().to_vec())).collect()
+}
+
+/// Hides a folder behind an empty one.
+fn mask(place: &OwnedFd, name: &str) -> Step<()> {
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC
+        | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    attach(&tmpfs("mask", "0555", Some("4k"), flags)?, place, name)
+}
+
+/// Hides parts of a carried `/sys`; a folder of that name that the image has is its own.
+fn mask_sys(root: &OwnedFd) -> Step<()> {
+    if !is_in(&names(root).at("list", "/")?, "sys") || !is_mount(root, "sys")? {
+        return Ok(());
+    }
+    let sys = inside(root, "sys")?;
+    for path in MASKED_SYS {
+        if let Some(place) = below(&sys, path)? {
+            mask(&place, path)?;
         }
     }
-    for name in MASKED_FOLDERS {
-        if let Some(place) = existing(&proc, name)? {
-            let empty = tmpfs("mask", "0555", Some("4k"), flags | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
-            attach(&empty, &place, name)?;
-        }
-    }
-    for name in READ_ONLY {
-        if let Some(place) = existing(&proc, name)? {
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-            let clone = open_tree(&proc, name, flags).at("open_tree", name)?;
-            set_attributes(&clone, Attributes::RDONLY, Propagation::Keep).at("mount_setattr", name)?;
-            attach(&clone, &place, name)?;
+    let Some(processors) = below(&sys, PROCESSORS)? else { return Ok(()) };
+    for name in names(&processors).at("list", PROCESSORS)? {
+        let Ok(name) = String::from_utf8(name) else { continue };
+        let number = name.strip_prefix("cpu").is_some_and(|rest| rest.parse::<u32>().is_ok());
+        if number && let Some(place) = below(&inside(&processors, &name)?, "thermal_throttle")? {
+            mask(&place, &name)?;
         }
     }
     Ok(())
+}
+
+/// A folder some steps below another, if each step is listed.
+fn below(folder: &OwnedFd, path: &str) -> Step<Option<OwnedFd>> {
+    let mut here = rustix::io::fcntl_dupfd_cloexec(folder, 0).at("dup", path)?;
+    for name in path.split('/') {
+        if !is_in(&names(&here).at("list", path)?, name) {
+            return Ok(None);
+        }
+        here = inside(&here, name)?;
+    }
+    Ok(Some(here))
 }
 
 fn dev(root: &OwnedFd) -> Step<()> {
@@ -143,11 +219,18 @@ fn devpts(flags: MountAttrFlags) -> Step<OwnedFd> {
 /// A private `/run/molt`, whatever is carried at `/run`: nothing of the supervisor shows through, and the notify socket
 /// has a place.
 fn run(root: &OwnedFd, notify: Option<&OwnedFd>) -> Step<()> {
-    let place = match target(root, "run/molt", Kind::Folder) {
-        Ok(place) => place,
-        Err(failure) if notify.is_none() && failure.errno == Errno::ROFS.raw_os_error() => return Ok(()),
-        Err(failure) => return Err(failure),
-    };
+    // A mount of the container's own at /run is no image's trick, and gets the folder.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    if let Ok(run) = openat2(root, "run", flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+        && !mountpoint::same_mount(root, &run).at("statx", "/run")?
+    {
+        match mkdirat(&run, "molt", Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(Errno::ROFS) if notify.is_none() => return Ok(()),
+            Err(errno) => return Err(errno).at("mkdir", "/run/molt"),
+        }
+    }
+    let place = target(root, "run/molt", Kind::Folder)?;
     let flags =
         MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let folder = tmpfs("molt", "0755", Some("4k"), flags)?;
@@ -180,52 +263,17 @@ fn device(name: &str, want_major: u32, want_minor: u32) -> Step<OwnedFd> {
     if right { Ok(node) } else { Err(refuse("dev", format!("{path} is not device {want_major}:{want_minor}"))) }
 }
 
-#[derive(PartialEq, Clone, Copy)]
-enum Kind {
-    Folder,
-    File,
-    Any,
-}
-
-/// A mount point below `root`, made if it is missing. Parents may be symlinks inside the root, the last part may not.
+/// A mount point below `root`; what an image has in its way is replaced on the root's own mount.
 fn target(root: &OwnedFd, path: &str, kind: Kind) -> Step<OwnedFd> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
-    let folder = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let parent_fd = match openat2(root, parent, folder, Mode::empty(), resolve) {
-        Err(Errno::NOENT) if kind != Kind::Any => target(root, parent, Kind::Folder)?,
-        result => result.at("mount point", format!("/{parent}"))?,
-    };
-    let leaf = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let open = || openat2(&parent_fd, name, leaf, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS);
-    let found = match (open(), kind) {
-        (Err(Errno::NOENT), Kind::Folder) => {
-            mkdirat(&parent_fd, name, Mode::from_raw_mode(0o755)).at("mkdir", format!("/{path}"))?;
-            open()
-        }
-        (Err(Errno::NOENT), Kind::File) => {
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            drop(openat(&parent_fd, name, flags, Mode::from_raw_mode(0o644)).at("create", format!("/{path}"))?);
-            open()
-        }
-        (result, _) => result,
-    };
-    let found = found.at("mount point", format!("/{path}"))?;
-    let is_folder =
-        FileType::from_raw_mode(fstat(&found).at("fstat", format!("/{path}"))?.st_mode) == FileType::Directory;
-    if kind != Kind::Any && is_folder != (kind == Kind::Folder) {
-        return Err(refuse("mount point", format!("/{path} is of the wrong type")));
-    }
-    Ok(found)
+    mountpoint::find_or_make(root, path, kind).map_err(|problem| match problem {
+        Problem::Kernel(errno) => Failure { errno: errno.raw_os_error(), ..refuse("mount point", format!("/{path}")) },
+        problem => refuse("mount point", format!("/{path}: {problem}")),
+    })
 }
 
-fn existing(folder: &OwnedFd, name: &str) -> Step<Option<OwnedFd>> {
+fn inside(folder: &OwnedFd, name: &str) -> Step<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match openat2(folder, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS) {
-        Ok(fd) => Ok(Some(fd)),
-        Err(Errno::NOENT) => Ok(None),
-        Err(errno) => Err(errno).at("open", name),
-    }
+    openat2(folder, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS).at("open", name)
 }
 
 fn is_mount(root: &OwnedFd, path: &str) -> Step<bool> {

@@ -17,12 +17,16 @@ use rustix::{
 
 use crate::step::{Step, refuse};
 
-/// Sends one message; a supervisor that is gone is noticed when reading.
-pub(crate) fn send(control: &OwnedFd, message: &FromShim, fds: &[BorrowedFd<'_>]) {
-    if let Ok(bytes) = serde_json::to_vec(message) {
-        // A failure here means that PID 1 is gone, and with it this whole namespace in a moment.
-        let _ = molt_sys::socket::send(control, &bytes, fds);
-    }
+/// Sends one message.
+pub(crate) fn send(control: &OwnedFd, message: &FromShim, fds: &[BorrowedFd<'_>]) -> molt_sys::Result<()> {
+    let bytes = serde_json::to_vec(message).unwrap_or_default();
+    molt_sys::socket::send(control, &bytes, fds)
+}
+
+/// The same where nothing can be done about a failure: a supervisor that is gone is noticed when reading, and one that
+/// misses a message hears by pidfd how it ended.
+pub(crate) fn tell(control: &OwnedFd, message: &FromShim) {
+    let _ = send(control, message, &[]);
 }
 
 /// Fills in what `/proc/self/status` says, and checks by trying that the walls stand.

@@ -13,11 +13,13 @@ use molt_core::launch::{ExecRequest, Launch};
 use molt_sys::process::{Fork, close_from, exec, exit_now, fork};
 use rustix::{
     io::Errno,
+    pipe::{PipeFlags, pipe_with},
     process::{Pid, Signal, ioctl_tiocsctty, set_parent_process_death_signal, setsid},
 };
 
 use crate::{
     check,
+    planted::{Wall, left_out},
     step::{At as _, Step, refuse},
 };
 
@@ -29,43 +31,75 @@ pub(crate) struct Streams {
     pub(crate) stderr: OwnedFd,
 }
 
-/// Forks the workload: all is done but the exec, which waits for one byte.
-pub(crate) fn workload(
-    launch: &Launch,
-    program: &CStr,
-    streams: &Streams,
+/// What joins the waiting child to PID 1 and to the init. All are CLOEXEC.
+struct Ends {
     gate: OwnedFd,
-    exec_pipe: OwnedFd,
-) -> Step<Pid> {
+    exec: OwnedFd,
+    /// Takes one errno: 0 when the child waits at the gate.
+    waits: OwnedFd,
+}
+
+/// Forks the workload, and returns when it waits at its gate: all is done but the exec.
+pub(crate) fn workload(launch: &Launch, program: &CStr, streams: &Streams, gate: OwnedFd, exec: OwnedFd) -> Step<Pid> {
     let argv = strings(launch.argv.iter())?;
     let environment = environment(&launch.env, &BTreeMap::new())?;
+    let (heard, waits) = pipe_with(PipeFlags::CLOEXEC).at("pipe", "workload")?;
+    let ends = Ends { gate, exec, waits };
     match fork().at("fork", "workload")? {
-        Fork::Parent(pid) => Ok(pid),
+        Fork::Parent(pid) => {
+            drop(ends);
+            at_gate(&heard).map(|()| pid)
+        }
         Fork::Child => {
-            let errno = match behind_gate(program, &argv, &environment, streams, (gate, exec_pipe), launch.tty) {
+            let result = go_to_gate(streams, &ends, launch.tty);
+            let errno = match result.and_then(|ends| behind_gate(program, &argv, &environment, ends)) {
                 Ok(never) => match never {},
                 Err(errno) => errno,
             };
-            // The exec pipe has told why; a failure before the gate PID 1 sees as an exit.
-            let status = if errno == Errno::NOENT { 127 } else { 126 };
-            exit_now(status)
+            // Heard only by an init that still asks: what happens behind the gate the exec pipe has told.
+            let _ = rustix::io::write(&ends.waits, &errno.raw_os_error().to_ne_bytes());
+            exit_now(not_run(errno))
         }
     }
+}
+
+/// What the child says of its way to the gate.
+fn at_gate(heard: &OwnedFd) -> Step<()> {
+    let mut bytes = [0u8; 4];
+    loop {
+        match rustix::io::read(heard, &mut bytes) {
+            Ok(4) => break,
+            Ok(_) => return Err(refuse("gate", "the child ended on its way there")),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno).at("gate", "read"),
+        }
+    }
+    match i32::from_ne_bytes(bytes) {
+        0 => Ok(()),
+        errno => Err(Errno::from_raw_os_error(errno)).at("gate", "the child on its way there"),
+    }
+}
+
+/// Everything that can fail before the gate.
+fn go_to_gate(streams: &Streams, ends: &Ends, tty: bool) -> Result<Ends, Errno> {
+    prepare(streams, tty)?;
+    // Moved up, so that everything below and above the three can be closed.
+    let up = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 64);
+    let moved = Ends { gate: up(&ends.gate)?, exec: up(&ends.exec)?, waits: up(&ends.waits)? };
+    if !left_out(Wall::Close) {
+        close_between(&moved)?;
+    }
+    Ok(moved)
 }
 
 fn behind_gate(
     program: &CStr,
     argv: &[CString],
     environment: &[CString],
-    streams: &Streams,
-    (gate, exec_pipe): (OwnedFd, OwnedFd),
-    tty: bool,
+    Ends { gate, exec: exec_pipe, waits }: Ends,
 ) -> Result<Infallible, Errno> {
-    prepare(streams, tty)?;
-    // Moved up, so that everything below and above the two can be closed. Both are CLOEXEC.
-    let gate = rustix::io::fcntl_dupfd_cloexec(&gate, 64)?;
-    let exec_pipe = rustix::io::fcntl_dupfd_cloexec(&exec_pipe, 64)?;
-    close_between(&gate, &exec_pipe)?;
+    rustix::io::write(&waits, &0i32.to_ne_bytes())?;
+    drop(waits);
     let mut byte = [0u8; 1];
     loop {
         match rustix::io::read(&gate, &mut byte) {
@@ -80,10 +114,10 @@ fn behind_gate(
     Err(errno)
 }
 
-/// Closes everything above the standard streams but the two that were moved up, which are the highest.
-fn close_between(gate: &OwnedFd, exec_pipe: &OwnedFd) -> Result<(), Errno> {
+/// Closes everything above the standard streams but the three that were moved up, which are the highest.
+fn close_between(Ends { gate, exec, waits }: &Ends) -> Result<(), Errno> {
     use std::os::fd::AsRawFd as _;
-    let keep = [gate.as_raw_fd(), exec_pipe.as_raw_fd()];
+    let keep = [gate.as_raw_fd(), exec.as_raw_fd(), waits.as_raw_fd()];
     let highest = keep.iter().max().copied().unwrap_or(3);
     molt_sys::process::close_except(3, highest, keep).map_err(|error| error.errno)?;
     close_from(highest + 1).map_err(|error| error.errno)
@@ -103,23 +137,46 @@ fn prepare(streams: &Streams, tty: bool) -> Result<(), Errno> {
     molt_sys::signal::reset().map_err(|error| error.errno)
 }
 
+/// A program that was found, with all that exec wants.
+#[derive(Debug)]
+pub(crate) struct Program {
+    path: CString,
+    argv: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+impl Program {
+    /// Looks the first word of `argv` up in `path`.
+    pub(crate) fn find(path: Option<&String>, argv: &[String], environment: Vec<CString>) -> Step<Self> {
+        let name = argv.first().ok_or_else(|| refuse("exec", "no program"))?;
+        let folders = path.map_or("", String::as_str);
+        let found = check::find(name, if folders.is_empty() { "/usr/bin:/bin" } else { folders })?;
+        let path = CString::new(found).map_err(|_| refuse("exec", "a path with a zero byte"))?;
+        Ok(Self { path, argv: strings(argv.iter())?, environment })
+    }
+
+    /// Becomes it, in a session of its own and with these streams alone; gives the exit status if that fails.
+    pub(crate) fn become_it(&self, streams: &Streams, tty: bool) -> i32 {
+        let close = || if left_out(Wall::Close) { Ok(()) } else { close_from(3).map_err(|error| error.errno) };
+        not_run(match prepare(streams, tty).and_then(|()| close()) {
+            Ok(()) => exec(&self.path, &self.argv, &self.environment),
+            Err(errno) => errno,
+        })
+    }
+}
+
+/// The exit status for what could not be run, as a shell's.
+pub(crate) fn not_run(errno: Errno) -> i32 {
+    if errno == Errno::NOENT { 127 } else { 126 }
+}
+
 /// Forks a process beside the workload, in the same confinement.
 pub(crate) fn beside(launch: &Launch, request: &ExecRequest, streams: &Streams) -> Step<Pid> {
-    let name = request.argv.first().ok_or_else(|| refuse("exec", "no program"))?;
-    let path = launch.env.get("PATH").map_or("", String::as_str);
-    let program = check::find(name, if path.is_empty() { "/usr/bin:/bin" } else { path })?;
-    let program = CString::new(program).map_err(|_| refuse("exec", "a path with a zero byte"))?;
-    let argv = strings(request.argv.iter())?;
     let environment = environment(&launch.env, &request.env)?;
+    let program = Program::find(launch.env.get("PATH"), &request.argv, environment)?;
     match fork().at("fork", "exec")? {
         Fork::Parent(pid) => Ok(pid),
-        Fork::Child => {
-            let errno = match prepare(streams, request.tty).and_then(|()| close_from(3).map_err(|error| error.errno)) {
-                Ok(()) => exec(&program, &argv, &environment),
-                Err(errno) => errno,
-            };
-            exit_now(if errno == Errno::NOENT { 127 } else { 126 })
-        }
+        Fork::Child => exit_now(program.become_it(streams, request.tty)),
     }
 }
 
@@ -130,7 +187,8 @@ fn strings<'a>(strings: impl Iterator<Item = &'a String>) -> Step<Vec<CString>> 
         .map_err(|_| refuse("argv", "an argument with a zero byte"))
 }
 
-fn environment(base: &BTreeMap<String, String>, more: &BTreeMap<String, String>) -> Step<Vec<CString>> {
+/// `more` over `base`.
+pub(crate) fn environment(base: &BTreeMap<String, String>, more: &BTreeMap<String, String>) -> Step<Vec<CString>> {
     let mut all = base.clone();
     all.extend(more.iter().map(|(name, value)| (name.clone(), value.clone())));
     let lines: Vec<String> = all.into_iter().map(|(name, value)| format!("{name}={value}")).collect();

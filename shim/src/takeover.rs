@@ -7,6 +7,8 @@ use std::os::fd::OwnedFd;
 
 use molt_core::launch::{Fds, Launch, ProcMode, VERSION};
 
+use serde::de::DeserializeOwned;
+
 use crate::step::{At as _, Step, refuse};
 
 /// A launch document with what travelled beside it.
@@ -33,7 +35,8 @@ pub(crate) fn receive(control: &OwnedFd) -> Step<Order> {
     let spec = next("the launch document")?;
     let (root, stdin, stdout, stderr) = (next("root")?, next("stdin")?, next("stdout")?, next("stderr")?);
     let (gate, exec) = (next("gate")?, next("exec")?);
-    let launch = read(spec)?;
+    let launch: Launch = read(spec)?;
+    of_this_version(launch.version)?;
     let notify = launch.notify.then(|| next("notify")).transpose()?;
     let late: Vec<OwnedFd> = launch.late_mounts.iter().map(|mount| next(&mount.target)).collect::<Result<_, _>>()?;
     let proc = (launch.proc == ProcMode::Carried).then(|| next("proc")).transpose()?;
@@ -43,16 +46,21 @@ pub(crate) fn receive(control: &OwnedFd) -> Step<Order> {
     Ok(Order { launch, root, stdin, stdout, stderr, gate, exec, notify, late, proc })
 }
 
-fn read(spec: OwnedFd) -> Step<Launch> {
+/// The document in a sealed memfd.
+pub(crate) fn read<T: DeserializeOwned>(document: OwnedFd) -> Step<T> {
     use std::io::Read as _;
     let mut text = Vec::new();
-    std::fs::File::from(spec)
+    std::fs::File::from(document)
         .take(16 << 20)
         .read_to_end(&mut text)
         .map_err(|error| refuse("receive", error.to_string()))?;
-    let launch: Launch = serde_json::from_slice(&text).map_err(|error| refuse("receive", error.to_string()))?;
-    if launch.version != VERSION {
-        return Err(refuse("receive", format!("launch document of version {}, not {VERSION}", launch.version)));
+    serde_json::from_slice(&text).map_err(|error| refuse("receive", error.to_string()))
+}
+
+/// Whether it was written for this shim.
+pub(crate) fn of_this_version(version: u32) -> Step<()> {
+    if version == VERSION {
+        return Ok(());
     }
-    Ok(launch)
+    Err(refuse("receive", format!("a document of version {version}, not {VERSION}")))
 }

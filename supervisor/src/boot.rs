@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,31 +13,40 @@ use std::{
 use molt_core::{
     generation::{Record, VERSION},
     ids::{Generation, ImageRef},
-    journal::Slot,
+    journal::{self, Slot},
     machine::{Event, Found, Settings, State},
     spec::{self, Confirm, PolicySource, Spec},
 };
+use molt_oci::unpacker::{Ended, Unpacker};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
+    aside,
     cli::InitArgs,
     dispatch::{Dispatcher, Facts, Inputs, Start, empty_view},
     effects::{Context, plan},
-    observe::{events::EventLog, output::OutputRing},
+    observe::{events::EventLog, output::OutputRing, standard},
     preflight::{self, Grade, IdMap},
-    rootfs::{Parts, StateMount, carry},
-    store::{
-        Store, history,
-        journal::{Journal, Opened},
+    rootfs::{
+        self, Parts, StateMount, carry,
+        table::{Table, within},
     },
-    triggers::signal::{Signals, TAKEN},
+    store::{
+        Store,
+        audit::Audit,
+        history,
+        journal::{File, Journal},
+    },
+    triggers::signal::{Reaped, Signals, TAKEN},
     workload::shim::Shim,
 };
 
 /// Where the store is unless told otherwise.
 pub(crate) const STORE: &str = "/var/lib/molt";
 const HISTORY: usize = 64;
+/// How long the exit of PID 1 waits for work under way, and for a reader of its log that is late.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A start that cannot go on.
 #[derive(Debug)]
@@ -50,18 +60,18 @@ fn refuse<T>(status: u8, text: impl Into<String>) -> Result<T, Refusal> {
 }
 
 /// Runs PID 1.
-pub(crate) fn run(args: InitArgs) -> u8 {
+pub(crate) fn run(args: &InitArgs) -> u8 {
     crate::observe::log::install();
-    match start(args) {
-        Ok(status) => status,
-        Err(refusal) => {
-            tracing::error!("{}", refusal.text);
-            refusal.status
-        }
-    }
+    standard::take_panics();
+    let status = start(args).unwrap_or_else(|refusal| {
+        tracing::error!("{}", refusal.text);
+        refusal.status
+    });
+    standard::last_words(LAST_WORDS);
+    status
 }
 
-fn start(args: InitArgs) -> Result<u8, Refusal> {
+fn start(args: &InitArgs) -> Result<u8, Refusal> {
     let missing: Vec<String> = preflight::required()
         .into_iter()
         .filter(|finding| finding.grade == Grade::Missing)
@@ -73,29 +83,36 @@ fn start(args: InitArgs) -> Result<u8, Refusal> {
     if !missing.is_empty() {
         return refuse(125, format!("failed to start; nothing was touched:\n{}", missing.join("\n")));
     }
-    let (spec, policy) = read_spec(&args)?;
+    let (spec, policy) = read_spec(args)?;
     harden();
+    let container = container();
+    rootfs::remember_pretended_kernel();
+    let _ = preflight::landlock_abi();
+    // There is one thread still. The pod's secrets are the workload's, where it is given them, and nobody else's.
+    if let Err(error) = molt_sys::process::forget_environment() {
+        tracing::warn!("failed to forget the environment, which root can read at /proc/1/environ: {error}");
+    }
     molt_sys::memory::limit_arenas(2);
     let signals = molt_sys::signal::descriptor(&TAKEN)
         .or_else(|error| refuse(125, format!("failed to take over signals: {error}")))?;
 
     let mut facts = Facts::default();
-    let store = open_store(&args, &spec, &mut facts)?;
+    let store = open_store(args, &spec, &mut facts)?;
     let (journal, slot, known) = read_journal(store.as_deref(), &mut facts)?;
     let socket = args.socket.clone().unwrap_or_else(|| PathBuf::from(&spec.api.socket));
-    let parts = hold_parts(&args, &spec, &socket, store.as_deref(), &mut facts)?;
+    let parts = hold_parts(args, &spec, &socket, store.as_deref(), &mut facts)?;
     let shim = Shim::keep(store.as_ref().map(|store| store.path.as_path()))
         .or_else(|error| refuse(125, format!("failed to {error}; allow executable memory files or give a store")))?;
+    aside::keep_a_thread().or_else(|error| refuse(125, format!("failed to start a thread: {error}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(8)
-        .thread_keep_alive(std::time::Duration::from_secs(5))
         .build()
         .or_else(|error| refuse(125, format!("failed to start the runtime: {error}")))?;
-    let status =
-        runtime.block_on(serve(args, spec, policy, signals, facts, store, journal, slot, known, parts, shim, socket));
+    let status = runtime
+        .block_on(serve(spec, policy, signals, facts, store, journal, slot, known, parts, shim, socket, container));
     // The history's last line gets its time; whatever else still runs the kernel ends with PID 1.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    runtime.shutdown_background();
+    aside::finish(LAST_WORDS);
     status
 }
 
@@ -104,7 +121,6 @@ fn start(args: InitArgs) -> Result<u8, Refusal> {
     reason = "each is one thing that was made before; they meet here and nowhere else"
 )]
 async fn serve(
-    args: InitArgs,
     spec: Spec,
     policy: String,
     signals: std::os::fd::OwnedFd,
@@ -116,11 +132,16 @@ async fn serve(
     parts: Parts,
     shim: Shim,
     socket: PathBuf,
+    container: molt_oci::ImageConfig,
 ) -> Result<u8, Refusal> {
+    drop(tokio::spawn(standard::tend()));
     let listener = crate::api::bind(&socket)
         .or_else(|error| refuse(123, format!("failed to listen on {}: {error:#}", socket.display())))?;
-    let signals = Signals::new(signals).or_else(|error| refuse(125, format!("failed to watch signals: {error}")))?;
-    let client = client(&spec)?;
+    let reaped = Reaped::default();
+    let signals = Signals::new(signals, reaped.clone())
+        .or_else(|error| refuse(125, format!("failed to watch signals: {error}")))?;
+    let client = client(&spec, reaped.clone())?;
+    let audit = store.as_deref().map(Audit::resume).unwrap_or_default();
     let (events, output) = (EventLog::new(0), OutputRing::new());
     let run = socket.parent().map_or_else(|| PathBuf::from("/run/molt"), Path::to_path_buf);
     let context = Arc::new(Context {
@@ -135,10 +156,12 @@ async fn serve(
         kernel_abi: preflight::landlock_abi(),
         mapped: IdMap::read(),
         tidy: Arc::default(),
+        audit: audit.clone(),
+        reaped,
         proc: preflight::proc_mode(),
         spec,
     });
-    let image = own_root(&args, &context, &mut known)?;
+    let image = own_root(&container, &context, &mut known)?;
     let found = found(&context, &slot, image, &known);
     let settings = Settings {
         auto_rollback: context.spec.update.auto_rollback,
@@ -148,20 +171,23 @@ async fn serve(
         durable: store.is_some(),
         boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
     };
-    let newest = known.keys().next_back().map_or(0, |generation| generation.0);
-    slot.next_generation = slot.next_generation.max(newest + 1).max(1);
-    slot.next_update = slot.next_update.max(1);
-
-    let past: VecDeque<_> = store.as_ref().map(|store| history::tail(&store.dir, HISTORY).into()).unwrap_or_default();
+    let mut past = store.as_ref().map(|store| history::tail(&store.dir, HISTORY)).unwrap_or_default();
+    if let (Some(store), Some(record)) = (&store, history::lost(&past, &slot, &known)) {
+        if let Err(error) = history::append(&store.dir, &record) {
+            tracing::warn!(%error, "failed to complete the history");
+        }
+        past.push(record);
+    }
+    let past = VecDeque::from(past);
     let newest = past.iter().map(|view| view.id.0).max().unwrap_or(0);
     slot.next_update = slot.next_update.max(newest + 1);
     if let Some(store) = store.clone() {
         // What an interrupted clean-up or pull left; nobody waits for it.
-        drop(tokio::task::spawn_blocking(move || {
+        aside::start("trash", move || {
             if let Err(error) = store.content.empty_trash() {
                 tracing::warn!("failed to {}", crate::effects::chain(&error));
             }
-        }));
+        });
     }
     let document = context.spec.to_document();
     let shown = document.get("spec").cloned().unwrap_or_default();
@@ -169,7 +195,7 @@ async fn serve(
     let (answers, events_in) = mpsc::unbounded_channel();
     let (brought, brought_in) = mpsc::unbounded_channel();
     let (commands, commands_in) = mpsc::channel(16);
-    let handle = crate::command::Handle { commands, view, events, output };
+    let handle = crate::command::Handle { commands, view, events, output, audit };
     drop(tokio::spawn(async move { crate::api::serve(handle, listener).await }));
 
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %socket.display(), "molt starts");
@@ -252,7 +278,10 @@ fn harden() {
 fn open_store(args: &InitArgs, spec: &Spec, facts: &mut Facts) -> Result<Option<Arc<Store>>, Refusal> {
     let path = args.store.clone().unwrap_or_else(|| PathBuf::from(STORE));
     let text = path.display().to_string();
-    if let Some(state) = spec.state.iter().find(|state| carry::within(&text, state)) {
+    // By its name, and by where it really is: a link or a second mount of the same volume leads to the same place.
+    let by_name = spec.state.iter().find(|state| within(&text, state));
+    let table = table()?;
+    if let Some(state) = by_name.or_else(|| carry::shown_with_state(&table, &spec.state, &path)) {
         return refuse(
             122,
             format!(
@@ -285,30 +314,24 @@ type JournalParts = (Option<Journal>, Slot, BTreeMap<Generation, Record>);
 
 fn read_journal(store: Option<&Store>, facts: &mut Facts) -> Result<JournalParts, Refusal> {
     let Some(store) = store else { return Ok((None, Slot::first(), BTreeMap::new())) };
-    let known = store.known().or_else(|error| refuse(120, format!("failed to {error}")))?;
-    let (journal, opened) = Journal::open(&store.dir).or_else(|error| refuse(120, format!("failed to {error}")))?;
-    let reset = |facts: &mut Facts, why: &str| {
-        let marked = known.keys().rev().find(|generation| store.marked(**generation)).copied();
-        let what = marked.map_or("generation 0".to_owned(), |generation| format!("generation {generation}"));
-        let message = format!("the journal {why}; {what}, the newest that was confirmed, is taken as confirmed");
+    let (known, shelved) = store.known().or_else(|error| refuse(120, format!("failed to {error}")))?;
+    let file = File::open(&store.dir).or_else(|errno| refuse(120, format!("failed to open the journal: {errno}")))?;
+    let (journal, opened) = Journal::open(file).or_else(|error| refuse(120, format!("failed to {error}")))?;
+    let recovered = journal::recover(opened, shelved);
+    if let Some(message) = recovered.reset {
         tracing::warn!("{message}");
         facts.journal_reset = Some(message);
-        Slot { confirmed: marked, ..Slot::first() }
-    };
-    let slot = match opened {
-        Opened::First if known.keys().any(|generation| store.marked(*generation)) => reset(facts, "is missing"),
-        Opened::First => Slot::first(),
-        Opened::Damaged => reset(facts, "cannot be read"),
-        Opened::Found(read) => {
-            if let Some(newer) = &read.newer {
-                let message = format!("failed to {newer}; what is confirmed runs, and nothing can be changed");
-                tracing::warn!("{message}");
-                facts.not_durable.push(message);
-            }
-            read.slot
-        }
-    };
-    Ok((Some(journal), slot, known))
+    }
+    if let Some(newer) = recovered.newer {
+        let message = format!("failed to {newer}; what is confirmed runs, and nothing can be changed");
+        tracing::warn!("{message}");
+        facts.not_durable.push(message);
+    }
+    Ok((Some(journal), recovered.slot, known))
+}
+
+fn table() -> Result<Table, Refusal> {
+    Table::read().or_else(|error| refuse(125, format!("failed to read the table of mounts: {error}")))
 }
 
 /// Holds PID 1's own mounts, and makes a state folder that is not there.
@@ -330,7 +353,7 @@ fn hold_parts(
                 tracing::debug!(%errno, "state folder keeps its owner");
             }
         }
-        if !carry::is_mount_point(path) {
+        if !carry::is_mount_point(&table()?, path) {
             let message = format!(
                 "{path} is not a mount of its own: it goes with the container; mount a volume there to keep it"
             );
@@ -340,9 +363,27 @@ fn hold_parts(
         let source = carry::hold(path).or_else(|errno| refuse(122, format!("failed to open {path}: {errno}")))?;
         state.push(StateMount { path: path.clone(), source });
     }
-    let own = own_paths(args, spec, socket, store);
-    let carried =
-        carry::find(&spec.state, &own, &spec.mounts).or_else(|error| refuse(125, format!("failed to {error}")))?;
+    let table = table()?;
+    let mut own = own_paths(args, spec, socket, store);
+    for path in &own {
+        if let Some(state) = carry::shown_with_state(&table, &spec.state, path) {
+            return refuse(
+                122,
+                format!(
+                    "{} is shown to the workload with the state at {state}, through a link or a second mount of the \
+                     same volume; give Molt's own files a folder (a volume, or a subPath of one) that no state path \
+                     contains",
+                    path.display()
+                ),
+            );
+        }
+    }
+    // An image that lies in a folder is Molt's business, too; the workload may be the one that puts it there.
+    if let Some(ImageRef::Layout { path, .. }) = &spec.image {
+        own.push(PathBuf::from(path));
+    }
+    let carried = carry::find(&table, &spec.state, &own, &spec.mounts)
+        .or_else(|error| refuse(125, format!("failed to {error}")))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let own_root =
         openat(CWD, "/", flags, Mode::empty()).or_else(|errno| refuse(125, format!("failed to open /: {errno}")))?;
@@ -350,24 +391,17 @@ fn hold_parts(
     Ok(Parts { state, carried, own_root, anchors })
 }
 
-/// Everything Molt keeps for itself, as written and as the kernel names it in mountinfo: a mount that holds any of it is
-/// never carried.
-fn own_paths(args: &InitArgs, spec: &Spec, socket: &Path, store: Option<&Store>) -> Vec<String> {
+/// Everything Molt keeps for itself: what shows any of it is never carried.
+fn own_paths(args: &InitArgs, spec: &Spec, socket: &Path, store: Option<&Store>) -> Vec<PathBuf> {
     let beside = args.spec.as_deref().and_then(Path::parent).unwrap_or(Path::new("/"));
     let mut paths: Vec<PathBuf> = spec.claimed_paths().into_iter().map(|path| beside.join(path)).collect();
     let given =
         [args.spec.as_deref(), args.policy.as_deref(), store.map(|store| store.path.as_path()), socket.parent()];
     paths.extend(given.into_iter().flatten().map(Path::to_owned));
-    // An image that lies in a folder is Molt's business, too.
-    if let Some(ImageRef::Layout { path, .. }) = &spec.image {
-        paths.push(PathBuf::from(path));
-    }
-    let resolved: Vec<PathBuf> = paths.iter().filter_map(|path| std::fs::canonicalize(path).ok()).collect();
-    paths.extend(resolved);
-    paths.iter().map(|path| path.display().to_string()).collect()
+    paths
 }
 
-fn client(spec: &Spec) -> Result<molt_oci::Client, Refusal> {
+fn client(spec: &Spec, reaped: Reaped) -> Result<molt_oci::Client, Refusal> {
     let registries = molt_oci::Registries {
         insecure: spec.registries.insecure.clone(),
         credentials: spec.registries.credentials.as_ref().map(PathBuf::from),
@@ -380,8 +414,18 @@ fn client(spec: &Spec) -> Result<molt_oci::Client, Refusal> {
         deadline: spec.update.pull_deadline.as_duration(),
         ..molt_oci::Limits::default()
     };
-    molt_oci::Client::new(&registries, limits)
-        .or_else(|error| refuse(122, format!("failed to {}", crate::effects::chain(&error))))
+    let client = molt_oci::Client::new(&registries, limits)
+        .or_else(|error| refuse(122, format!("failed to {}", crate::effects::chain(&error))))?;
+    Ok(client.confined(Arc::new(unpacker(move |pid| reaped.ended(pid)).or_else(|error| refuse(125, error))?)))
+}
+
+/// Layers are unpacked by this file once more: held from here on, so that nothing that happens to its path matters.
+pub(crate) fn unpacker(
+    reaped: impl Fn(rustix::process::Pid) -> Option<Ended> + Send + Sync + 'static,
+) -> Result<Unpacker, String> {
+    let program = openat(CWD, "/proc/self/exe", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| format!("failed to open Molt's own file (/proc/self/exe): {errno}; mount a /proc"))?;
+    Unpacker::new(program.as_fd(), reaped).map_err(|error| format!("failed to {}", crate::effects::chain(&error)))
 }
 
 /// What the container's image and its runtime gave PID 1, as an image's configuration would say it. `HOME` is that of
@@ -399,11 +443,10 @@ fn container() -> molt_oci::ImageConfig {
 
 /// Generation 0, where there is a command to run in the container's own root. Returns the image to fetch otherwise.
 fn own_root(
-    args: &InitArgs,
+    container: &molt_oci::ImageConfig,
     context: &Context,
     known: &mut BTreeMap<Generation, Record>,
 ) -> Result<Option<ImageRef>, Refusal> {
-    let _ = args;
     if let Some(image) = &context.spec.image {
         return Ok(Some(image.clone()));
     }
@@ -418,7 +461,7 @@ fn own_root(
         policy_digest: policy.digest(&context.spec),
         // Without the container's environment: it may differ at every start, and that makes no other generation.
         settings_digest: plan::settings_digest(&context.spec, &plan::program(&context.spec, &none)),
-        program: plan::program(&context.spec, &container()),
+        program: plan::program(&context.spec, container),
         since: crate::observe::log::now(),
     };
     let old = known.get(&Generation(0));
@@ -447,5 +490,6 @@ fn found(context: &Context, slot: &Slot, image: Option<ImageRef>, known: &BTreeM
         image: if image_changed || readable.is_none() { image } else { confirmed },
         spec: (text, policy),
         spec_changed: image_changed || policy_changed,
+        up_ms: u64::try_from(crate::clock::boot().as_millis()).unwrap_or(u64::MAX),
     }
 }

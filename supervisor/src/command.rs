@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     observe::{events::EventLog, output::OutputRing},
+    store::audit::Audit,
     workload::exec::ExecSession,
 };
 
@@ -75,4 +76,6 @@ pub(crate) struct Handle {
     pub(crate) events: EventLog,
     /// Output of the workload so far and to come.
     pub(crate) output: OutputRing,
+    /// What was run without the confinement.
+    pub(crate) audit: Audit,
 }

@@ -5,5 +5,8 @@
 //! Out: suites, run by `molt-e2e`. Must not: reach past loopback (but for building Debian images),
 //! leave a process, a mount or a file behind, or skip a test because a privilege is missing.
 
+pub mod bench;
+pub mod corpus;
 pub mod harness;
+pub mod sim;
 pub mod suites;

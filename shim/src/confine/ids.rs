@@ -2,19 +2,18 @@
 //!
 //! In: an [`Identity`]. Out: a process without a capability. Must not: return with one left.
 
+use molt_confine::capabilities;
 use molt_core::launch::{Identity, Report};
 use rustix::{
     fs::{Gid, Uid},
-    io::Errno,
     process::{DumpableBehavior, set_dumpable_behavior},
-    thread::{
-        CapabilitiesSecureBits, CapabilitySet, CapabilitySets, UnshareFlags, clear_ambient_capability_set,
-        remove_capability_from_bounding_set, set_capabilities, set_capabilities_secure_bits, set_thread_groups,
-        set_thread_res_gid, set_thread_res_uid, set_thread_uid,
-    },
+    thread::{CapabilitySet, UnshareFlags, set_thread_groups, set_thread_res_gid, set_thread_res_uid, set_thread_uid},
 };
 
-use crate::step::{At as _, Step, refuse};
+use crate::{
+    planted::{Wall, left_out},
+    step::{At as _, Step, refuse},
+};
 
 /// Assumes the identity. The four -1 ids that mean "leave it" to the kernel are refused before.
 pub(crate) fn assume(identity: &Identity, report: &mut Report) -> Step<()> {
@@ -24,24 +23,22 @@ pub(crate) fn assume(identity: &Identity, report: &mut Report) -> Step<()> {
     if identity.nested {
         nest(identity, report)?;
     }
-    drop_bounding_set()?;
-    if !identity.nested {
+    capabilities::drop_bounding_set()?;
+    if !identity.nested && !left_out(Wall::Ids) {
         let groups: Vec<Gid> = identity.groups.iter().map(|group| Gid::from_raw(*group)).collect();
         set_thread_groups(&groups).at("setgroups", format!("{:?}", identity.groups))?;
         let gid = Gid::from_raw(identity.gid);
         set_thread_res_gid(gid, gid, gid).at("setresgid", identity.gid.to_string())?;
         let uid = Uid::from_raw(identity.uid);
-        set_thread_res_uid(uid, uid, uid).at("setresuid", identity.uid.to_string())?;
+        let changed = set_thread_res_uid(uid, uid, uid).at("setresuid", identity.uid.to_string());
+        if !left_out(Wall::Errors) {
+            changed?;
+        }
     }
-    match clear_ambient_capability_set() {
-        Ok(()) | Err(Errno::INVAL) => {}
-        Err(errno) => return Err(errno).at("prctl", "clear ambient set"),
-    }
-    let none = CapabilitySet::empty();
-    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
-        .at("capset", "none")?;
+    capabilities::keep(CapabilitySet::empty())?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).at("prctl", "not dumpable")?;
-    if identity.uid != 0 && set_thread_uid(Uid::ROOT).is_ok() {
+    let asked = !left_out(Wall::Ids) && !left_out(Wall::Errors);
+    if identity.uid != 0 && asked && set_thread_uid(Uid::ROOT).is_ok() {
         return Err(refuse("setresuid", "root could be had back"));
     }
     Ok(())
@@ -61,27 +58,4 @@ fn nest(identity: &Identity, report: &mut Report) -> Step<()> {
         identity.uid
     ));
     Ok(())
-}
-
-fn drop_bounding_set() -> Step<()> {
-    for number in 0..64u32 {
-        let capability = CapabilitySet::from_bits_retain(1 << number);
-        match remove_capability_from_bounding_set(capability) {
-            Ok(()) => {}
-            Err(Errno::INVAL) => break,        // past the last one this kernel knows
-            Err(Errno::PERM) => return Ok(()), // no CAP_SETPCAP: the report says so, from /proc/self/status
-            Err(errno) => return Err(errno).at("prctl", format!("drop capability {number}")),
-        }
-    }
-    // Root without a capability stays without across exec.
-    let bits = CapabilitiesSecureBits::NO_ROOT
-        | CapabilitiesSecureBits::NO_ROOT_LOCKED
-        | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
-        | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
-        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
-        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
-    match set_capabilities_secure_bits(bits) {
-        Ok(()) | Err(Errno::PERM) => Ok(()),
-        Err(errno) => Err(errno).at("prctl", "secure bits"),
-    }
 }

@@ -11,6 +11,7 @@ pub mod keyring;
 pub mod landlock;
 pub mod memory;
 pub mod mount;
+pub mod mountpoint;
 pub mod process;
 pub mod sandbox;
 pub mod signal;

@@ -121,7 +121,7 @@ pub fn close_from(first: RawFd) -> Result<()> {
 }
 
 /// Closes `first..=last` except `keep`. Under the same condition as [`close_from`].
-pub fn close_except(first: RawFd, last: RawFd, keep: [RawFd; 2]) -> Result<()> {
+pub fn close_except(first: RawFd, last: RawFd, keep: [RawFd; 3]) -> Result<()> {
     for number in (first..=last).filter(|number| !keep.contains(number)) {
         // SAFETY: as in `close_from`: no owned descriptor in the range is used or dropped afterwards. EBADF for numbers
         // that are not open is what closing a range means.
@@ -146,6 +146,21 @@ pub fn inherited(number: RawFd) -> Option<std::os::fd::OwnedFd> {
     Some(fd)
 }
 
+/// Processor time that a process has used. clock_getcpuclockid(3).
+pub fn cpu_time(pid: Pid) -> Result<std::time::Duration> {
+    let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
+    // SAFETY: both calls write one plain value each, to places that live through the call.
+    let result = unsafe {
+        match libc::clock_getcpuclockid(pid.as_raw_nonzero().get(), &raw mut clock) {
+            0 => libc::clock_gettime(clock, &raw mut time),
+            code => return Err(Error::new("clock_getcpuclockid", pid.to_string(), Errno::from_raw_os_error(code))),
+        }
+    };
+    check("clock_gettime", || pid.to_string(), result.into())?;
+    let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
+    Ok(std::time::Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanoseconds))
+}
+
 /// Checks, as the kernel would at exec, whether this process may execute `program`: type, permission bits, Landlock and
 /// mount options. execveat(2) with `AT_EXECVE_CHECK`, Linux 6.14; EINVAL before.
 pub fn may_exec(program: &CStr) -> Result<()> {
@@ -165,4 +180,36 @@ pub fn may_exec(program: &CStr) -> Result<()> {
         )
     };
     check("execveat", || program.to_string_lossy().into_owned(), result).map(drop)
+}
+
+/// Empties this process's environment and overwrites what `/proc/PID/environ` shows of it (proc_pid_environ(5)): the
+/// strings that the kernel put on the stack at exec. EBUSY where there is more than one thread.
+pub fn forget_environment() -> Result<()> {
+    let failed = |errno| Error::new("clearenv", "with threads", errno);
+    let threads = std::fs::read_dir("/proc/self/task")
+        .map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?
+        .count();
+    if threads != 1 {
+        return Err(failed(Errno::BUSY));
+    }
+    // SAFETY: `environ` is null or points at a null-terminated array of pointers to null-terminated strings, the kernel's
+    // on the stack or the C library's own on the heap, all of them writable. Each string is overwritten up to its end and
+    // stays a string, an empty one, for whoever kept a pointer into it. This is the only thread, as was just seen, so
+    // that nobody reads them meanwhile, and nobody has the array while clearenv(3) forgets it.
+    unsafe {
+        let mut at = environ;
+        while !at.is_null() && !(*at).is_null() {
+            let string = *at;
+            for offset in 0..libc::strlen(string) {
+                string.add(offset).write_volatile(0);
+            }
+            at = at.add(1);
+        }
+        libc::clearenv();
+    }
+    Ok(())
+}
+
+unsafe extern "C" {
+    static mut environ: *mut *mut libc::c_char;
 }

@@ -52,14 +52,20 @@ pub fn receive(fd: impl std::os::fd::AsFd) -> Result<Option<Received>> {
 }
 
 /// Unblocks everything and makes every disposition default: both survive exec, SIG_IGN for SIGPIPE (which Rust's
-/// runtime sets) included.
+/// runtime sets) and for 32 and 33 (which posix_spawn(3) of glibc sets) included.
 pub fn reset() -> Result<()> {
+    // `struct sigaction` of the kernel: handler, flags, restorer, mask. All zero is SIG_DFL.
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        if matches!(signal, libc::SIGKILL | libc::SIGSTOP | 32 | 33) {
-            continue; // Cannot be changed, or the C library's own.
+        if matches!(signal, libc::SIGKILL | libc::SIGSTOP) {
+            continue;
         }
-        // SAFETY: SIG_DFL is a valid disposition for any signal; no handler is installed.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        let old: *mut u64 = std::ptr::null_mut();
+        // Not signal(3), which refuses 32 and 33.
+        // SAFETY: the kernel reads one `struct sigaction`, which is no larger than the 32 bytes `default` points at, and
+        // writes nothing as `old` is null; 8 is the size of its signal set. SIG_DFL installs no handler.
+        let result = unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, 8usize) };
+        check("sigaction", || format!("signal {signal}"), result)?;
     }
     let none = set_of(&[]);
     // SAFETY: `none` is initialised; the old mask is not asked for.

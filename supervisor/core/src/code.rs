@@ -28,6 +28,8 @@ pub enum Code {
     ManifestInvalid,
     /// A layer is malformed or hostile.
     LayerInvalid,
+    /// The confined process that unpacks a layer was killed, hung, or could not be confined.
+    UnpackerFailed,
     /// The image is not for this platform.
     WrongPlatform,
     /// Not enough bytes or inodes in the store.
@@ -74,6 +76,8 @@ pub enum Code {
     DeadlineExceeded,
     /// Rejected by the operator.
     Rejected,
+    /// Molt itself was killed meanwhile, which says nothing about the image.
+    Interrupted,
     /// A bug or an unexpected kernel answer.
     Internal,
 }
@@ -91,6 +95,7 @@ impl Code {
             Self::ContentMismatch => "content-mismatch",
             Self::ManifestInvalid => "manifest-invalid",
             Self::LayerInvalid => "layer-invalid",
+            Self::UnpackerFailed => "unpacker-failed",
             Self::WrongPlatform => "wrong-platform",
             Self::NoSpace => "no-space",
             Self::StoreUnusable => "store-unusable",
@@ -114,6 +119,7 @@ impl Code {
             Self::Unsupported => "unsupported",
             Self::DeadlineExceeded => "deadline-exceeded",
             Self::Rejected => "rejected",
+            Self::Interrupted => "interrupted",
             Self::Internal => "internal",
         }
     }

@@ -44,7 +44,8 @@ pub struct Record {
 pub struct LayerName {
     /// Digest of the layer's tar stream.
     pub diff_id: DiffId,
-    /// Folder name: the hex of the diff id, or that and a suffix where the layer's form depends on those below it.
+    /// Folder name: the hex of the diff id, that of the blob's digest, and a third where the layer's form depends on those
+    /// below it.
     pub folder: String,
 }
 

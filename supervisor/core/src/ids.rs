@@ -238,7 +238,11 @@ fn is_repository(text: &str) -> bool {
 fn is_host(text: &str) -> bool {
     let (name, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
-            Some((address, port)) if address.parse::<std::net::Ipv6Addr>().is_ok() => ("v6", port.strip_prefix(':')),
+            Some((address, port))
+                if address.parse::<std::net::Ipv6Addr>().is_ok() && (port.is_empty() || port.starts_with(':')) =>
+            {
+                ("v6", port.strip_prefix(':'))
+            }
             _ => return false,
         },
         None => match text.split_once(':') {
@@ -246,7 +250,11 @@ fn is_host(text: &str) -> bool {
             None => (text, None),
         },
     };
-    let port_ok = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|number| number != 0));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let port_ok = port.is_none_or(|port| digits(port) && port.parse::<u16>().is_ok_and(|number| number != 0));
+    // To a URL a last label that is a number makes an address of the whole, however it is written: 0x7f.1 is 127.0.0.1.
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let address_ok = !(digits(last) || last.starts_with("0x")) || name.parse::<std::net::Ipv4Addr>().is_ok();
     let name_ok = name.len() <= 253
         && name.split('.').all(|label| {
             !label.is_empty()
@@ -256,7 +264,7 @@ fn is_host(text: &str) -> bool {
                 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         });
     let spelled_out = text.contains(['.', ':']) || name == "localhost";
-    port_ok && name_ok && spelled_out
+    port_ok && name_ok && address_ok && spelled_out
 }
 
 impl FromStr for ImageRef {
@@ -361,6 +369,13 @@ mod tests {
     fn bad_references_are_refused() {
         for text in [
             "",
+            "[::1]x/a:v1",
+            "[::1].example.com/a:v1",
+            "localhost:+5000/a:v1",
+            "0x7f.1/a:v1",
+            "2130706433:5000/a:v1",
+            "1.2.3/a:v1",
+            "registry.1/a:v1",
             "busybox",
             "busybox:latest",
             "acme/daemon:1",

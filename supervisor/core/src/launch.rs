@@ -86,6 +86,21 @@ pub struct Confinement {
     pub landlock: Option<Landlock>,
     /// Seccomp programs, loaded in order; each instruction is `code << 48 | jt << 40 | jf << 32 | k`.
     pub seccomp: Vec<Vec<u64>>,
+    /// What the programs are.
+    pub profile: SeccompProfile,
+}
+
+/// Which system calls a workload gets, from most to fewest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum SeccompProfile {
+    /// All: `policy: unconfined`.
+    #[default]
+    None,
+    /// All but those that no workload needs.
+    Floor,
+    /// Those of the floor that are also in the list of calls programs are known to need.
+    Strict,
 }
 
 /// A Landlock ruleset before its paths are opened.
@@ -94,8 +109,10 @@ pub struct Confinement {
 pub struct Landlock {
     /// `hard_requirement`: every right below must be enforced and every path must exist.
     pub hard: bool,
-    /// Lowest kernel ABI that is accepted at all (1-based).
+    /// Lowest kernel ABI that is accepted at all; 0 takes a kernel without Landlock.
     pub min_abi: u32,
+    /// ABI of the kernel as the supervisor sees it; rights of a later one are not used.
+    pub abi: u32,
     /// Path rules.
     pub paths: Vec<PathRule>,
     /// TCP ports; `None` where the policy says nothing about the network, which then is not handled.
@@ -210,6 +227,26 @@ pub enum ToShim {
     Kill,
 }
 
+/// A process that joins a running generation's namespaces and root, and not its confinement: `molt exec --unconfined`. With
+/// it travel, in this order: this document in a sealed memfd, [`NAMESPACES`], standard input, output and error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unconfined {
+    /// [`VERSION`].
+    pub version: u32,
+    /// `argv`; the program is looked up in the `PATH` of `env`, inside the root, by the process itself.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub env: BTreeMap<String, String>,
+    /// Make the first stream the controlling terminal.
+    pub tty: bool,
+    /// As the workload's.
+    pub oom_score_adj: i32,
+}
+
+/// Namespaces of a generation, as files of `/proc/PID/ns`, in the order in which their descriptors travel.
+pub const NAMESPACES: [&str; 4] = ["mnt", "pid", "ipc", "uts"];
+
 /// A process to run inside a running generation: a probe, a hook, or `molt exec`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecRequest {
@@ -228,8 +265,14 @@ pub struct ExecRequest {
 pub enum FromShim {
     /// The launcher forked the init: its pidfd comes along. The launcher exits now.
     Forked,
-    /// Confined, the child waits at the gate. A descriptor of the generation's mount namespace comes along.
+    /// Confined, the child waits at the gate. Descriptors of the generation's [`NAMESPACES`] come along.
     Armed(Box<Report>),
+    /// A process of [`Unconfined`] was forked: its pidfd comes along. It starts when it gets a datagram; whoever forked
+    /// it exits now.
+    Entered {
+        /// Its number in PID 1's PID namespace.
+        pid: i32,
+    },
     /// A step failed; nothing was run. The init exits.
     Failed(Failure),
     /// The workload's main process ended.

@@ -3,10 +3,13 @@
 //! In: plain data. Out: plain data. Must not: do I/O, read a clock or the environment, be async, name libc.
 
 pub mod code;
+pub mod confined;
+pub mod gc;
 pub mod generation;
 pub mod ids;
 pub mod journal;
 pub mod launch;
 pub mod machine;
+pub mod publish;
 pub mod spec;
 pub mod wire;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     code::Code,
     ids::{Digest, Generation, ImageRef, UpdateId},
-    launch::Report,
+    launch::{Report, SeccompProfile},
 };
 
 /// `apiVersion` of every document.
@@ -66,12 +66,28 @@ pub struct Status {
     pub workload: WorkloadView,
     /// What confines the running workload, as read back inside it.
     pub confinement: Option<Report>,
+    /// What becomes of each section of its policy: enforced here, in part, or left to the egress proxy.
+    pub policy: Vec<Section>,
+    /// Which system calls it gets.
+    pub seccomp: SeccompProfile,
     /// What was asked for and is not in force, in words.
     pub degraded: Vec<String>,
     /// Who holds updates back, if anyone.
     pub hold: Option<HoldView>,
     /// Version of Molt.
     pub molt_version: String,
+}
+
+/// What becomes of a section of the policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Section {
+    /// Its name in the policy.
+    pub section: String,
+    /// `enforced`, `enforced in part`, `left to the egress proxy` or `not enforced`.
+    pub verdict: String,
+    /// Why, and what is left.
+    pub text: String,
 }
 
 /// Names of the machine's phases, as `molt status` shows them.
@@ -194,7 +210,7 @@ pub struct UpdateView {
     pub to: Option<Generation>,
     /// `None` while under way.
     pub outcome: Option<Outcome>,
-    /// Why it failed or was refused.
+    /// Why it failed or was refused. `unhealthy` while under way: `autoRollback` is off, and somebody must decide.
     pub reason: Option<Code>,
     /// For people: what happened, what still runs.
     pub message: String,
@@ -395,6 +411,9 @@ pub struct PlanView {
     pub bytes_free: u64,
     /// What the new image would run.
     pub command: Vec<String>,
+    /// What it could do that what runs cannot: refused without `--allow-wider`. Where links of the new image lead is known
+    /// only once it is armed, unless it ran before.
+    pub wider: Vec<String>,
     /// Things worth knowing: shadowed commands, entrypoints that need root, …
     pub warnings: Vec<String>,
 }
@@ -422,6 +441,33 @@ pub struct ExecOptions {
     /// Columns of the terminal.
     #[serde(default)]
     pub cols: u16,
+    /// Run it as root, in the workload's namespaces and root but outside of Landlock and seccomp; the history has it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unconfined: bool,
+}
+
+/// `GET /v1/execs`, and a line of the history: a command that was run unconfined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExecView {
+    /// Always `exec`.
+    pub kind: String,
+    /// Names it: milliseconds since 1970, or the next number that is free.
+    pub exec: u64,
+    /// Where it was run.
+    pub generation: Generation,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Who asked: uid and process of the client, as the kernel names them.
+    pub by: String,
+    /// When. The line was on disk before it was started.
+    pub started: String,
+    /// When it ended; `None` while it runs.
+    pub ended: Option<String>,
+    /// Exit code, or 128 + signal.
+    pub status: Option<i32>,
+    /// Why it has no exit status although it does not run.
+    pub failure: Option<String>,
 }
 
 /// What `molt gc` did.
@@ -487,6 +533,13 @@ pub fn exit_status(view: &UpdateView) -> u8 {
         Some(Outcome::Refused) if view.reason == Some(Code::Held) => 5,
         Some(Outcome::Refused) => 6,
         Some(Outcome::Aborted) => 1,
+        // Nothing will happen by itself any more: what runs is not healthy.
+        None if undecided(view) => 4,
         None => 7,
     }
+}
+
+/// The trial is not healthy and stays as it is until somebody confirms or rejects it.
+pub fn undecided(view: &UpdateView) -> bool {
+    view.outcome.is_none() && view.reason.is_some()
 }

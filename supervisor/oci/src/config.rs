@@ -31,7 +31,8 @@ impl Default for Registries {
 }
 
 /// Bounds on everything that comes from outside. Sizes in bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Limits {
     /// A manifest or index.
     pub manifest: u64,
@@ -73,6 +74,8 @@ pub struct Limits {
     pub connect: Duration,
     /// Without a byte.
     pub stall: Duration,
+    /// Without a sign of life from an unpacker: it takes no byte and uses no processor time.
+    pub unpack_stall: Duration,
     /// For a whole fetch.
     pub deadline: Duration,
 }
@@ -100,6 +103,7 @@ impl Default for Limits {
             backoff_max: Duration::from_mins(1),
             connect: Duration::from_secs(10),
             stall: Duration::from_mins(1),
+            unpack_stall: Duration::from_mins(1),
             deadline: Duration::from_mins(30),
         }
     }

@@ -125,7 +125,7 @@ pub enum Error {
         source: Option<io::Error>,
     },
     /// Not enough bytes or inodes.
-    #[error("{operation}: {why}; free space in the store, for example with `molt gc`")]
+    #[error("{operation}: {why}; free some in the store, for example with `molt gc`")]
     NoSpace {
         /// What was being done.
         operation: String,
@@ -172,6 +172,22 @@ pub enum Error {
         /// The deadline.
         after: Duration,
     },
+    /// The confined process that unpacks a layer did not do its work: it was killed, hung, or could not be confined.
+    #[error("unpack layer {layer}: {why}")]
+    Unpacker {
+        /// The layer.
+        layer: DiffId,
+        /// What became of the process.
+        why: String,
+    },
+    /// The kernel gave no thread.
+    #[error("start a thread for {what}; the sandbox may have used up its processes")]
+    Thread {
+        /// What it was to do.
+        what: &'static str,
+        /// Why there is none.
+        source: io::Error,
+    },
     /// A worker ended without an answer.
     #[error("run {what}: the worker ended without an answer")]
     Worker {
@@ -198,13 +214,19 @@ impl Error {
             Self::Layout { source, .. } if source.kind() == io::ErrorKind::NotFound => Code::NotFound,
             Self::Store { .. } | Self::Layout { .. } => Code::StoreUnusable,
             Self::Deadline { .. } => Code::DeadlineExceeded,
-            Self::Worker { .. } => Code::Internal,
+            Self::Unpacker { .. } => Code::UnpackerFailed,
+            Self::Thread { .. } | Self::Worker { .. } => Code::Internal,
         }
     }
 
     /// Whether the same attempt may work a little later.
     pub fn transient(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Unavailable { .. } | Self::Broken { .. })
+    }
+
+    /// Whether bytes that were damaged on their way could look like this.
+    pub(crate) fn may_be_damage(&self) -> bool {
+        matches!(self, Self::Layer { .. })
     }
 
     /// A layer that is refused, for a reason in words.

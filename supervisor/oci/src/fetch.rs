@@ -1,31 +1,36 @@
 //! Brings the layers of a resolved image into the store.
 //!
-//! Socket -> hash -> decompress -> hash -> tar -> files, each layer in one pass, several at a time, none ever whole in
-//! memory or packed on disk. Layers are unpacked alone; those that ask something of the layers below are settled when all
-//! are there. Then one sync and the renames.
+//! Socket -> hash -> pipe -> (decompress -> hash -> tar -> files), each layer in one pass, several at a time, none ever
+//! whole in memory or packed on disk. What is in brackets is done by a confined process, one a layer. Layers are unpacked
+//! alone; those that ask something of the layers below are settled when all are there. Then one sync and the renames.
 //!
 //! In: [`Resolved`], the store, someone to tell. Out: [`Fetched`]: names of layers that are whole and on disk. Must not:
-//! leave anything behind on an error, or block the runtime: what computes or writes runs on blocking threads.
+//! leave anything behind on an error, or block the runtime: what computes or writes runs on threads of its own.
 
 use std::{
     collections::{HashMap, HashSet},
+    convert::Infallible,
     io::{self, BufRead, BufReader, Read},
     os::fd::OwnedFd,
+    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use bytes::{Buf as _, Bytes};
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use futures_util::{
+    future::{Either, select},
+    stream::{FuturesUnordered, StreamExt as _},
+};
 use molt_core::ids::{Digest, ImageRef};
-use tokio::sync::mpsc::Receiver;
+use tokio::sync::{mpsc::Receiver, oneshot};
 
 use crate::{
     error::{Error, Result},
-    layer::{self, Promise, apply::Options, settle::settle, tree::Asks},
+    layer::{self, apply::Options, packed::Promise, settle::settle, tree::Asks},
     layout::Layout,
     need,
     remote::{
@@ -34,6 +39,8 @@ use crate::{
     },
     resolve::{Client, Layer, Resolved, repository_at},
     store::{LayerId, Staged, Store, chain},
+    thread,
+    unpacker::{Switch, Unpacked},
 };
 
 /// Pieces on their way from the socket to the unpacker, for each layer.
@@ -80,7 +87,28 @@ pub struct Fetched {
 }
 
 /// A layer that is unpacked but not published.
-type Ready = (Staged, Asks);
+enum Ready {
+    /// By this process.
+    Here(Staged, Asks),
+    /// By a confined one.
+    Apart(Unpacked),
+}
+
+impl Ready {
+    /// Whether the layer is the same whatever it lies on.
+    fn is_plain(&self) -> bool {
+        match self {
+            Self::Here(_, asks) => asks.is_empty(),
+            Self::Apart(unpacked) => unpacked.left.is_plain(),
+        }
+    }
+
+    fn staged(self) -> Staged {
+        match self {
+            Self::Here(staged, _) | Self::Apart(Unpacked { staged, .. }) => staged,
+        }
+    }
+}
 
 enum Source {
     Registry(Vec<Endpoint>, String),
@@ -88,11 +116,18 @@ enum Source {
 }
 
 impl Client {
+    /// What `fetch` will take, if there is room for it beside the reserve.
+    pub fn room(&self, resolved: &Resolved, store: &Store) -> Result<need::Need> {
+        let need = need::need(resolved, store);
+        need::check(&need, &resolved.reference.to_string(), store, self.limits.reserve)?;
+        Ok(need)
+    }
+
     /// Fetches what the store lacks of `resolved`, and its documents. Dropping the future stops it; what it was writing
     /// is then removed by the threads that write.
     pub async fn fetch(&self, resolved: &Resolved, store: &Store, progress: &dyn Progress) -> Result<Fetched> {
         let what = resolved.reference.to_string();
-        need::check(&need::need(resolved, store), &what, store, self.limits.reserve)?;
+        self.room(resolved, store)?;
         let deadline = self.limits.deadline;
         match tokio::time::timeout(deadline, self.fetch_all(resolved, store, progress)).await {
             Ok(Err(Error::NoSpace { operation, why })) => {
@@ -117,7 +152,7 @@ impl Client {
         for (index, (layer, name)) in resolved.layers.iter().zip(&names).enumerate() {
             if name.is_some() {
                 progress.layer(index, &layer.digest, layer.size, layer.size, LayerState::Present);
-            } else if seen.insert(layer.diff_id) {
+            } else if seen.insert(layer.id()) {
                 wanted.push((index, layer));
             }
         }
@@ -129,7 +164,10 @@ impl Client {
         };
         let (ready, problem) = self.several(&source, wanted, store, progress).await;
         if let Some(error) = problem {
-            keep_finished(resolved, store, ready).await?;
+            // A full disk gets back what this took.
+            if !matches!(error, Error::NoSpace { .. }) {
+                keep_finished(resolved, store, ready).await?;
+            }
             return Err(error);
         }
         fetched.layers = self.settle_all(&source, resolved, names, ready, store, progress).await?;
@@ -178,30 +216,26 @@ impl Client {
         let mut below: Vec<LayerId> = Vec::new();
         let mut batch: Vec<(Staged, LayerId)> = Vec::new();
         for (index, (layer, name)) in resolved.layers.iter().zip(names).enumerate() {
-            let plain = LayerId::plain(layer.diff_id);
+            let plain = layer.id();
             if let Some(name) = name.or_else(|| batch.iter().any(|(_, id)| *id == plain).then_some(plain)) {
                 below.push(name);
                 continue;
             }
-            let (staged, asks) = match ready.remove(&index) {
+            let done = match ready.remove(&index) {
                 Some(done) => done,
                 // The same layer twice in one image, and not the same on both parents.
                 None => self.one(source, index, layer, store, progress).await?,
             };
-            if asks.is_empty() {
+            if done.is_plain() {
                 below.push(plain);
-                batch.push((staged, plain));
+                batch.push((done.staged(), plain));
                 continue;
             }
-            let id = LayerId::on(layer.diff_id, chain(&below));
+            let id = plain.on(chain(&below));
             if !store.has_layer(&id) {
                 let lowers = folders(&below, &batch, store)?;
-                let limits = self.limits.clone();
-                let settled = blocking("the settler of a layer", move || {
-                    let options = Options { limits: &limits, xattrs: staged.xattrs() };
-                    settle(&staged.folder()?, asks, &lowers, options).map(|()| staged)
-                });
-                batch.push((settled.await.map_err(|error| error.in_layer(layer.diff_id))?, id));
+                let settled = self.settle(layer, done, lowers).await;
+                batch.push((settled.map_err(|error| error.in_layer(layer.diff_id))?, id));
             }
             below.push(id);
         }
@@ -260,17 +294,35 @@ impl Client {
     ) -> Result<Ready> {
         let (sender, receiver) = tokio::sync::mpsc::channel(PIECES);
         let pieces = Pieces { receiver, piece: Bytes::new() };
-        let worker = self.worker(pieces, layer, store);
+        let stop = Stop::default();
+        let switch = Arc::clone(&stop.0);
+        let worker = self.worker(pieces, layer, store, stop);
         let wanted = Wanted { repository, digest: layer.digest, size: layer.size };
         let report = |done| progress.layer(index, &layer.digest, done, layer.size, LayerState::Fetching);
         let sending = async {
             // The sender goes when the pump ends, and with it the worker.
             let sender = sender;
-            pump(&self.registry, endpoints, wanted, &sender, progress, report).await
+            let pumping = pin!(pump(&self.registry, endpoints, wanted, &sender, progress, report));
+            let waking = pin!(async {
+                // A worker that waits for the network does not see its unpacker end. Where there is no room it does not wait.
+                switch.ended().await;
+                let _ = sender.try_send(Bytes::new());
+                std::future::pending::<Infallible>().await
+            });
+            match select(pumping, waking).await {
+                Either::Left((pumped, _)) => pumped,
+                Either::Right((never, _)) => match never {},
+            }
         };
-        let (sent, unpacked) = futures_util::future::join(sending, worker).await;
-        sent?;
-        unpacked
+        match select(pin!(sending), pin!(worker)).await {
+            Either::Left((sent, worker)) => {
+                let unpacked = worker.await;
+                sent?;
+                unpacked
+            }
+            // It has failed: nobody needs what may still come.
+            Either::Right((unpacked, _)) => unpacked,
+        }
     }
 
     async fn one_of_layout(
@@ -282,10 +334,11 @@ impl Client {
         progress: &dyn Progress,
     ) -> Result<Ready> {
         let count = Arc::new(AtomicU64::new(0));
-        let stop = Stop(Arc::new(AtomicBool::new(false)));
+        let stop = Stop::default();
         let inner = layout.blob(&layer.digest)?;
         let counted = Counted { inner, count: Arc::clone(&count), stop: Arc::clone(&stop.0) };
-        let mut worker = std::pin::pin!(self.worker(BufReader::with_capacity(BUFFER, counted), layer, store));
+        let worker = self.worker(BufReader::with_capacity(BUFFER, counted), layer, store, stop);
+        let mut worker = pin!(worker);
         loop {
             if let Ok(done) = tokio::time::timeout(TICK, &mut worker).await {
                 return done;
@@ -295,44 +348,79 @@ impl Client {
         }
     }
 
-    /// The half that computes and writes.
+    /// The half that computes and writes. Ends when the future is dropped.
     fn worker<R: BufRead + Send + 'static>(
         &self,
         source: R,
         layer: &Layer,
         store: &Store,
+        stop: Stop,
     ) -> impl Future<Output = Result<Ready>> + use<R> {
-        let (store, limits, layer) = (store.clone(), self.limits.clone(), *layer);
-        blocking("the unpacker of a layer", move || {
+        let (store, limits, unpacker) = (store.clone(), self.limits.clone(), self.unpacker.clone());
+        let &Layer { digest, size, packing, diff_id } = layer;
+        let promise = Promise { digest, size, diff_id, packing };
+        let switch = Arc::clone(&stop.0);
+        let work = blocking("the unpacker of a layer", move || {
             let staged = store.stage()?;
-            let promise =
-                Promise { digest: layer.digest, size: layer.size, diff_id: layer.diff_id, packing: layer.packing };
+            if let Some(unpacker) = unpacker {
+                return unpacker.unpack(source, staged, promise, &limits, &switch).map(Ready::Apart);
+            }
             let options = Options { limits: &limits, xattrs: staged.xattrs() };
             let asks = layer::unpack(source, staged.folder()?, promise, options)?;
-            Ok((staged, asks))
-        })
+            Ok(Ready::Here(staged, asks))
+        });
+        async move {
+            let _stop = stop;
+            work.await
+        }
+    }
+
+    /// Makes a layer what it must be on top of `lowers`, nearest first. Ends when the future is dropped.
+    fn settle(&self, layer: &Layer, done: Ready, lowers: Vec<OwnedFd>) -> impl Future<Output = Result<Staged>> + use<> {
+        let (limits, unpacker, diff_id) = (self.limits.clone(), self.unpacker.clone(), layer.diff_id);
+        let stop = Stop::default();
+        let switch = Arc::clone(&stop.0);
+        let work = blocking("the settler of a layer", move || match (done, unpacker) {
+            (Ready::Apart(layer), Some(unpacker)) => {
+                unpacker.settle(diff_id, &layer, &lowers, &limits, &switch).map(|()| layer.staged)
+            }
+            (Ready::Here(staged, asks), _) => {
+                let options = Options { limits: &limits, xattrs: staged.xattrs() };
+                settle(&staged.folder()?, asks, &lowers, options).map(|()| staged)
+            }
+            (Ready::Apart(_), None) => Err(Error::Worker { what: "a settler without an unpacker" }),
+        });
+        async move {
+            let _stop = stop;
+            work.await
+        }
     }
 }
 
-/// Runs `work` on a blocking thread, which starts at once.
-fn blocking<T: Send + 'static>(
+/// Runs `work` on a thread of its own, which starts at once.
+pub(crate) fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> impl Future<Output = Result<T>> {
-    let handle = tokio::task::spawn_blocking(work);
-    async move { handle.await.unwrap_or(Err(Error::Worker { what })) }
+    let (sender, receiver) = oneshot::channel();
+    let started = thread::start("blob", move || drop(sender.send(work())));
+    let started = started.map_err(|(_, source)| Error::Thread { what, source });
+    async move {
+        started?;
+        receiver.await.unwrap_or(Err(Error::Worker { what }))
+    }
 }
 
 /// The layers that are in the store, bottom first. One that depends on its parents is known only when they are.
-fn present(resolved: &Resolved, store: &Store) -> Vec<Option<LayerId>> {
+pub(crate) fn present(resolved: &Resolved, store: &Store) -> Vec<Option<LayerId>> {
     let mut names: Vec<Option<LayerId>> = Vec::new();
     for layer in &resolved.layers {
-        let plain = LayerId::plain(layer.diff_id);
+        let plain = layer.id();
         let below: Option<Vec<LayerId>> = names.iter().copied().collect();
         let name = if store.has_layer(&plain) {
             Some(plain)
         } else {
-            below.map(|below| LayerId::on(layer.diff_id, chain(&below))).filter(|id| store.has_layer(id))
+            below.map(|below| plain.on(chain(&below))).filter(|id| store.has_layer(id))
         };
         names.push(name);
     }
@@ -367,14 +455,15 @@ async fn keep_documents(resolved: &Resolved, store: &Store) -> Result<()> {
 async fn keep_finished(resolved: &Resolved, store: &Store, ready: HashMap<usize, Ready>) -> Result<()> {
     let batch: Vec<_> = ready
         .into_iter()
-        .filter(|(_, (_, asks))| asks.is_empty())
-        .filter_map(|(index, (staged, _))| Some((staged, LayerId::plain(resolved.layers.get(index)?.diff_id))))
+        .filter(|(_, done)| done.is_plain())
+        .filter_map(|(index, done)| Some((done.staged(), resolved.layers.get(index)?.id())))
         .collect();
     let store = store.clone();
     blocking("the publisher of layers", move || store.publish(batch)).await
 }
 
-/// What the pump sends, as a reader. The end of the channel is the end of the blob; sums tell whether it was.
+/// What the pump sends, as a reader. The end of the channel is the end of the blob; sums tell whether it was. An empty
+/// piece is not the end: it wakes who reads, as a signal would.
 struct Pieces {
     receiver: Receiver<Bytes>,
     piece: Bytes,
@@ -392,6 +481,7 @@ impl BufRead for Pieces {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.piece.is_empty() {
             match self.receiver.blocking_recv() {
+                Some(piece) if piece.is_empty() => return Err(io::ErrorKind::Interrupted.into()),
                 Some(piece) => self.piece = piece,
                 None => break,
             }
@@ -404,24 +494,25 @@ impl BufRead for Pieces {
     }
 }
 
-/// Stops a reader when the fetch is dropped.
-struct Stop(Arc<AtomicBool>);
+/// Ends the unpacker and stops its reader when the fetch is dropped.
+#[derive(Default)]
+struct Stop(Arc<Switch>);
 
 impl Drop for Stop {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.off();
     }
 }
 
 struct Counted {
     inner: Box<dyn Read + Send>,
     count: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
+    stop: Arc<Switch>,
 }
 
 impl Read for Counted {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.stop.load(Ordering::Relaxed) {
+        if self.stop.is_off() {
             return Err(io::Error::other("nobody waits for it any more"));
         }
         let count = self.inner.read(out)?;

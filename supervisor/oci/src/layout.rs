@@ -20,7 +20,7 @@ use serde::Deserialize;
 use crate::{
     config::Limits,
     error::{Error, Result, show},
-    layer::{decode::digest_of, entry::Kind, mismatch, tar::TarReader},
+    layer::{decode::digest_of, entry::Kind, packed::mismatch, tar::TarReader},
     manifest::{self, Descriptor, Parsed},
 };
 

@@ -1,12 +1,15 @@
 //! OCI images: resolve a reference, fetch and verify what it names, unpack its layers, keep them in a content store.
 //!
 //! In: an image reference, registry settings, a store folder by descriptor. Out: verified bytes, parsed configs and
-//! unpacked layers ready to be overlay lowers. Must not: mount, run anything of an image, resolve a path inside an image
+//! unpacked layers ready to be overlay lowers. Must not: run anything of an image, resolve a path inside an image
 //! except scoped to its root, or trust a certificate store that an image could have written.
 
 mod config;
 mod error;
 mod fetch;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod layer;
 mod layout;
@@ -16,6 +19,8 @@ mod remote;
 mod remove;
 mod resolve;
 mod store;
+pub mod thread;
+pub mod unpacker;
 
 pub use config::{Limits, Platform, Registries};
 pub use error::{Error, Result};

@@ -3,13 +3,15 @@
 //! In: a reference and a platform. Out: [`Resolved`]: manifest and config, verified, and the layers to fetch. Must not:
 //! look at a tag twice, or fetch a layer.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use molt_core::ids::{DiffId, Digest, ImageRef};
 
 use crate::{
     config::{Limits, Platform, Registries},
     error::{Error, Result},
-    fetch::Progress,
+    fetch::{Progress, blocking},
     image::ImageConfig,
     layer::decode::{Packing, digest_of},
     layout::Layout,
@@ -18,6 +20,8 @@ use crate::{
         pace::Pace,
         registry::{Answer, Ask, Endpoint, Registry, blob_path},
     },
+    store::LayerId,
+    unpacker::Unpacker,
 };
 
 /// Resolves and fetches images. Cheap to use from many places; holds connections and tokens.
@@ -26,6 +30,7 @@ pub struct Client {
     pub(crate) registry: Registry,
     pub(crate) limits: Limits,
     pub(crate) parallel: usize,
+    pub(crate) unpacker: Option<Arc<Unpacker>>,
 }
 
 /// An image by digest, with its documents at hand.
@@ -64,6 +69,13 @@ pub struct Layer {
     pub diff_id: DiffId,
 }
 
+impl Layer {
+    /// Its name in a store, where it is the same on any parents.
+    pub fn id(&self) -> LayerId {
+        LayerId::plain(self.diff_id, self.digest)
+    }
+}
+
 /// Who is asked, and who is told of retries.
 #[derive(Clone, Copy)]
 struct Places<'a> {
@@ -84,7 +96,19 @@ impl Client {
     /// Reads certificates; credentials are read when a registry asks for them.
     pub fn new(registries: &Registries, limits: Limits) -> Result<Self> {
         let registry = Registry::new(registries, limits.clone())?;
-        Ok(Self { registry, limits, parallel: registries.parallel.clamp(1, 16) })
+        Ok(Self { registry, limits, parallel: registries.parallel.clamp(1, 16), unpacker: None })
+    }
+
+    /// Layers are unpacked by confined processes, never by this one. What Molt runs; without it [`Self::fetch`] unpacks in
+    /// the process that calls it, which is for tools and tests.
+    #[must_use]
+    pub fn confined(self, unpacker: Arc<Unpacker>) -> Self {
+        Self { unpacker: Some(unpacker), ..self }
+    }
+
+    /// Walls that unpackers could not build so far, in words.
+    pub fn degraded(&self) -> Vec<String> {
+        self.unpacker.as_ref().map_or_else(Vec::new, |unpacker| unpacker.degraded())
     }
 
     /// Finds the image and reads its manifest and config.
@@ -114,9 +138,10 @@ impl Client {
             ImageRef::Layout { path, tag } => {
                 let (path, tag) = (path.clone(), tag.clone());
                 let (limits, reference, platform) = (self.limits.clone(), reference.clone(), platform.clone());
-                tokio::task::spawn_blocking(move || from_layout(&path, tag.as_deref(), &reference, &platform, &limits))
-                    .await
-                    .map_err(|_| Error::Worker { what: "the reader of the layout" })?
+                blocking("the reader of the layout", move || {
+                    from_layout(&path, tag.as_deref(), &reference, &platform, &limits)
+                })
+                .await
             }
         }
     }

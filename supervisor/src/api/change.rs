@@ -27,7 +27,7 @@ const REASON: usize = 512;
 const HOLD_MS: u64 = 3_600_000;
 
 /// `PUT /v1/hold`.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct HoldRequest {
     /// Milliseconds until the hold ends by itself; an hour where absent.

@@ -28,9 +28,10 @@ use tokio::{
 use super::{
     EXEC_PROTOCOL, answer,
     answer::Refused,
-    change::{BY, ask},
+    change::ask,
     frame::{self, Kind},
     listen::{Slot, StreamSlot},
+    peer::Peer,
 };
 use crate::{
     command::{Command, Handle},
@@ -53,6 +54,7 @@ const KILLED: i32 = 137;
 pub(super) async fn start(
     State(handle): State<Handle>,
     Extension(slot): Extension<Slot>,
+    Extension(peer): Extension<Peer>,
     mut request: Request,
 ) -> Result<Response, Refused> {
     let upgrade = upgrade(&mut request)?;
@@ -63,7 +65,7 @@ pub(super) async fn start(
             return Err(Refused::new(Code::Invalid, "argv is empty: name a program"));
         }
         let size = (options.rows, options.cols);
-        let session = ask(&handle, |reply| Command::Exec { options, by: BY.to_owned(), reply }).await?;
+        let session = ask(&handle, |reply| Command::Exec { options, by: peer.by(), reply }).await?;
         if session.tty && size != (0, 0) {
             resize(&session.stdout, size.0, size.1);
         }

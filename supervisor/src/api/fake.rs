@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     command::{Command, Handle, View},
     observe::{events::EventLog, output::OutputRing},
+    store::audit::Audit,
     workload::exec::ExecSession,
 };
 
@@ -95,6 +96,8 @@ pub(crate) fn document() -> Document {
                 ..Default::default()
             },
             confinement: None,
+            policy: Vec::new(),
+            seccomp: molt_core::launch::SeccompProfile::Floor,
             degraded: Vec::new(),
             hold: None,
             molt_version: "0.1.0".to_owned(),
@@ -120,7 +123,7 @@ pub(crate) fn start() -> Handle {
             fake.take(command);
         }
     });
-    Handle { commands, view, events, output: OutputRing::new() }
+    Handle { commands, view, events, output: OutputRing::new(), audit: Audit::default() }
 }
 
 impl Fake {
@@ -256,6 +259,7 @@ fn plan(request: UpdateRequest) -> PlanView {
         bytes_to_fetch: 900,
         bytes_on_disk: 4096,
         bytes_free: 1 << 30,
+        wider: Vec::new(),
         command: vec!["/app".to_owned(), "--serve".to_owned()],
         warnings: vec!["the spec's command shadows the image's".to_owned()],
     }

@@ -7,7 +7,10 @@ use std::{
     convert::Infallible,
     fs::{DirBuilder, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
+    },
     path::Path,
     sync::Arc,
     time::Duration,
@@ -15,13 +18,16 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use axum::{Router, http::StatusCode, response::IntoResponse as _};
+use futures_util::FutureExt as _;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use molt_core::code::Code;
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
@@ -37,6 +43,9 @@ pub(super) const STREAMS: usize = 12;
 const REFUSALS: usize = 4;
 const HEADER_TIME: Duration = Duration::from_secs(5);
 const REFUSAL_TIME: Duration = Duration::from_secs(2);
+/// The first pause after a connection could not be taken.
+const SHORTEST: Duration = Duration::from_millis(1);
+
 /// Makes the socket, its folder first (0700), and listens. A socket nobody answers on is removed; one that is answered is
 /// an error, as is anything else in its place.
 pub(crate) fn bind(path: &Path) -> Result<UnixListener> {
@@ -74,26 +83,37 @@ pub(super) async fn serve_user(handle: Handle, listener: UnixListener, operator:
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let streams = Arc::new(Semaphore::new(STREAMS));
     let refusals = Arc::new(Semaphore::new(REFUSALS));
-    let mut pause = Duration::from_millis(1);
+    let mut pause = SHORTEST;
+    let mut spare = spare();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // EMFILE, ENFILE, ENOMEM: descriptors come back when other connections end.
-                tracing::warn!(%error, "the operator socket takes no connection for now");
-                tokio::time::sleep(pause).await;
+                if pause == SHORTEST {
+                    tracing::warn!(%error, "the operator socket takes no connection for now");
+                }
+                if let Some(place) = spare.take() {
+                    drop(place);
+                    turn_away(&listener).await;
+                }
+                crate::timer::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(1));
+                spare = self::spare();
                 continue;
             }
         };
-        pause = Duration::from_millis(1);
+        pause = SHORTEST;
+        if spare.is_none() {
+            spare = self::spare();
+        }
         let refused = match (peer::admit(&stream, operator), Arc::clone(&slots).try_acquire_owned()) {
-            (Ok(()), Ok(slot)) => {
+            (Ok(peer), Ok(slot)) => {
                 let slot = Slot { connection: Arc::new(slot), streams: Arc::clone(&streams) };
-                tokio::spawn(connection(stream, router.clone(), slot));
+                tokio::spawn(connection(stream, router.clone(), slot, peer));
                 continue;
             }
-            (Ok(()), Err(_)) => Refused::with_status(
+            (Ok(_), Err(_)) => Refused::with_status(
                 StatusCode::SERVICE_UNAVAILABLE,
                 Code::Busy,
                 format!("{CONNECTIONS} connections are open already; close one and try again"),
@@ -103,6 +123,24 @@ pub(super) async fn serve_user(handle: Handle, listener: UnixListener, operator:
         if let Ok(slot) = Arc::clone(&refusals).try_acquire_owned() {
             tokio::spawn(refuse(stream, refused, slot));
         }
+    }
+}
+
+/// A descriptor kept for the day when there is no other.
+fn spare() -> Option<OwnedFd> {
+    openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
+}
+
+/// Tells those who wait to be let in why they are not, in the place of the spare descriptor.
+async fn turn_away(listener: &UnixListener) {
+    for _ in 0..CONNECTIONS {
+        let Some(Ok((stream, _))) = listener.accept().now_or_never() else { return };
+        let refused = Refused::with_status(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Code::Busy,
+            "molt has used up the files it may open; end what runs beside it, or raise its limit (prlimit --nofile)",
+        );
+        tell(stream, refused).await;
     }
 }
 
@@ -117,12 +155,27 @@ fn http() -> http1::Builder {
     http
 }
 
-async fn connection(stream: UnixStream, router: Router, slot: Slot) {
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    slot: Slot,
+    peer: peer::Peer,
+) {
     // The upgraded half of an exec lives on in a task of its own; its slot is held there too.
-    let router = router.layer(axum::Extension(slot));
+    let router = router.layer(axum::Extension(slot)).layer(axum::Extension(peer));
     let service = TowerToHyperService::new(router);
     if let Err(error) = http().serve_connection(TokioIo::new(stream), service).with_upgrades().await {
         tracing::debug!(%error, "a connection of the operator socket ended early");
+    }
+}
+
+/// Serves one connection that nobody needs to be admitted to.
+#[cfg(feature = "fuzzing")]
+pub(crate) async fn serve_one(handle: Handle, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    let places = || Arc::new(Semaphore::new(1));
+    if let Ok(slot) = places().try_acquire_owned() {
+        let slot = Slot { connection: Arc::new(slot), streams: places() };
+        connection(stream, routes::router(handle), slot, peer::Peer::UNSEEN).await;
     }
 }
 
@@ -155,6 +208,10 @@ impl Slot {
 }
 
 async fn refuse(stream: UnixStream, refused: Refused, _slot: OwnedSemaphorePermit) {
+    tell(stream, refused).await;
+}
+
+async fn tell(stream: UnixStream, refused: Refused) {
     let service = hyper::service::service_fn(move |_| {
         let response = Refused(refused.0.clone()).into_response();
         async move { Ok::<_, Infallible>(response) }

@@ -3,11 +3,17 @@
 //! In: requests from the client and from probes. Out: commands to the dispatcher, the snapshot, events and output. Must
 //! not: decide anything, touch the store or the workload, or hold more than its limits say. `docs/API.md` has the routes.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "limits of a connection: who asks may ask again, and no update depends on them"
+)]
+
 mod answer;
 mod change;
 mod exec;
 pub(crate) mod frame;
 mod listen;
+mod openapi;
 mod peer;
 mod read;
 mod routes;
@@ -15,10 +21,15 @@ mod stream;
 
 #[cfg(test)]
 pub(crate) mod fake;
+// The same for fuzz targets; apart, so that lints know what is a test.
+#[cfg(all(not(test), feature = "fuzzing"))]
+pub(crate) mod fake;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub(crate) use change::HoldRequest;
+#[cfg(feature = "fuzzing")]
+pub(crate) use listen::serve_one;
 pub(crate) use listen::{bind, serve};
 pub(crate) use read::Health;
 

@@ -20,20 +20,42 @@ use super::answer::Refused;
 /// which anybody can be and which is therefore never this one.
 pub(super) const OPERATOR: u32 = 0;
 
-/// Whether the peer is `operator` in this user namespace.
-pub(super) fn admit(stream: &UnixStream, operator: u32) -> Result<(), Refused> {
+/// Who asks, for the audit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer {
+    uid: u32,
+    /// `None` for a process outside of this PID namespace.
+    pid: Option<i32>,
+}
+
+impl Peer {
+    /// The operator, when nobody has asked the kernel.
+    #[cfg(feature = "fuzzing")]
+    pub(super) const UNSEEN: Self = Self { uid: OPERATOR, pid: None };
+
+    /// In words.
+    pub(super) fn by(self) -> String {
+        match self.pid {
+            Some(pid) => format!("uid {}, pid {pid} via operator socket", self.uid),
+            None => format!("uid {} via operator socket", self.uid),
+        }
+    }
+}
+
+/// The peer, if it is `operator` in this user namespace.
+pub(super) fn admit(stream: &UnixStream, operator: u32) -> Result<Peer, Refused> {
     let peer = stream.peer_cred().map_err(|_| refuse("the peer's uid is not known".to_owned()))?;
     if peer.uid() != operator {
         return Err(refuse(format!("uid {} may not use this socket; only root of the sandbox may", peer.uid())));
     }
     // 0: from a PID namespace outside this one, which is no generation's.
-    let Some(pid @ 1..) = peer.pid() else { return Ok(()) };
+    let Some(pid @ 1..) = peer.pid() else { return Ok(Peer { uid: peer.uid(), pid: None }) };
     if is_foreign(pid) {
         return Err(refuse(
             "the peer is in another user namespace; only root of the sandbox may use this socket".into(),
         ));
     }
-    Ok(())
+    Ok(Peer { uid: peer.uid(), pid: Some(pid) })
 }
 
 /// Whether a process of this PID namespace is in another user namespace, or in one that cannot be seen.

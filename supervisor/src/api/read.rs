@@ -20,7 +20,7 @@ use super::answer::{Refused, json};
 use crate::command::{Handle, View};
 
 /// Body of `/livez` and `/readyz`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub(crate) struct Health {
     /// The answer.
     pub(crate) ok: bool,
@@ -66,6 +66,11 @@ pub(super) async fn update(State(handle): State<Handle>, Path(id): Path<String>)
     }
 }
 
+/// `GET /v1/execs`: oldest first.
+pub(super) async fn execs(State(handle): State<Handle>) -> Response {
+    json(StatusCode::OK, &handle.audit.all())
+}
+
 /// `GET /v1/generations`: oldest first.
 pub(super) async fn generations(State(handle): State<Handle>) -> Response {
     json(StatusCode::OK, &view(&handle).generations)
@@ -95,6 +100,12 @@ fn health(ok: bool, message: String) -> Response {
 pub(super) async fn livez(State(handle): State<Handle>) -> Response {
     let alive = !handle.commands.is_closed() && handle.view.has_changed().is_ok();
     health(alive, if alive { "live" } else { "the dispatcher has ended" }.to_owned())
+}
+
+/// `GET /metrics`: OpenMetrics text.
+pub(super) async fn metrics(State(handle): State<Handle>) -> Response {
+    let text = handle.events.metrics(&view(&handle));
+    ([(header::CONTENT_TYPE, crate::observe::metrics::OPEN_METRICS)], text).into_response()
 }
 
 /// `GET /readyz`: the workload is ready.

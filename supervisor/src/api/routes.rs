@@ -14,7 +14,7 @@ use axum::{
 };
 use molt_core::code::Code;
 
-use super::{answer::Refused, change, exec, read, stream};
+use super::{answer::Refused, change, exec, openapi, read, stream};
 use crate::command::Handle;
 
 const REQUEST_TIME: Duration = Duration::from_secs(30);
@@ -24,10 +24,13 @@ pub(super) fn router(handle: Handle) -> Router {
     let short = Router::new()
         .route("/livez", get(read::livez))
         .route("/readyz", get(read::readyz))
+        .route("/metrics", get(read::metrics))
+        .route("/v1/openapi.json", get(openapi::openapi))
         .route("/v1/status", get(read::status))
         .route("/v1/updates", get(read::updates).post(change::update))
         .route("/v1/updates/{id}", get(read::update))
         .route("/v1/updates/{id}/cancel", post(change::cancel))
+        .route("/v1/execs", get(read::execs))
         .route("/v1/rollback", post(change::rollback))
         .route("/v1/apply", post(change::apply))
         .route("/v1/confirm", post(change::confirm))

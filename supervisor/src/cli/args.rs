@@ -75,7 +75,7 @@ pub(crate) enum Command {
         #[arg(short, long)]
         watch: bool,
     },
-    /// Updates so far.
+    /// Updates and unconfined commands so far.
     History,
     /// A generation, as in 3, or an update, as in u7.
     Show {
@@ -100,7 +100,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "N")]
         tail: Option<u64>,
     },
-    /// Run something inside the workload's sandbox, confined as the workload is.
+    /// Run something inside the workload's sandbox, confined as the workload is unless told otherwise.
     Exec(ExecArgs),
     /// Remove what no kept generation needs.
     Gc,
@@ -252,6 +252,9 @@ pub(crate) struct ExecArgs {
     /// Added to its environment; may be given more than once.
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub(crate) env: Vec<String>,
+    /// As root, outside of the sandbox's Landlock and seccomp: nothing holds it back in there; the history has it.
+    #[arg(long)]
+    pub(crate) unconfined: bool,
     /// Program and arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
@@ -277,12 +280,16 @@ pub(crate) enum Policy {
         /// The policy; - for standard input.
         file: PathBuf,
     },
-    /// Say what a new policy allows that an old one does not.
+    /// Say what a policy allows that the one in force, or another, does not.
     Diff {
-        /// The old policy.
-        old: PathBuf,
-        /// The new policy.
-        new: PathBuf,
+        /// The new policy; - for standard input.
+        file: PathBuf,
+        /// The image it would run with; the one that runs where absent.
+        #[arg(conflicts_with = "against")]
+        image: Option<String>,
+        /// Compare with this policy and not with what is in force; needs no supervisor.
+        #[arg(long, value_name = "FILE")]
+        against: Option<PathBuf>,
     },
     /// Print the JSON Schema.
     Schema,

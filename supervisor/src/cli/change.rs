@@ -10,14 +10,14 @@ use molt_core::{
     code::Code,
     ids::{Digest, UpdateId},
     spec::Span,
-    wire::{Accepted, BadView, Collected, Outcome, PlanView, RollbackRequest, UpdateView, exit_status},
+    wire::{Accepted, BadView, Collected, Document, Outcome, PlanView, RollbackRequest, UpdateView, exit_status},
 };
 
 use super::{
     args::{RollbackArgs, UpdateArgs, Wait},
     client::Client,
     fault::{Fault, REFUSED},
-    follow,
+    follow::{self, Until},
     print::{Printer, Tone, say},
     show, text,
 };
@@ -55,32 +55,67 @@ pub(crate) async fn update(printer: Printer, client: &Client, args: UpdateArgs) 
         printer.document(&plan, show::plan)?;
         return Ok(0);
     }
-    end(printer, client, serde_json::from_slice(&bytes).map_err(broken)?, args.wait, exit_status).await
+    end(printer, client, serde_json::from_slice(&bytes).map_err(broken)?, args.wait, Until::Decision, exit_status).await
+}
+
+/// `molt policy diff`: what an update with this policy would be refused for; 6 where there is anything.
+pub(crate) async fn policy_diff(
+    printer: Printer,
+    client: &Client,
+    file: &Path,
+    image: Option<String>,
+) -> Result<u8, Fault> {
+    let policy = read(file)?;
+    let image = if let Some(image) = image {
+        image
+    } else {
+        let document: Document = client.get("/v1/status").await?;
+        let status = document.status;
+        let running = status.confirmed.and_then(|view| view.image).map(|image| image.to_string());
+        running
+            .ok_or_else(|| Fault::Usage("no image runs: name one, or compare two files with --against".to_owned()))?
+    };
+    let request = serde_json::json!({"image": image, "policy": policy, "force": true});
+    let bytes = match client.done(Method::POST, "/v1/updates?dryRun=All", Some(&request)).await {
+        Err(Fault::Problem(problem)) if problem.code == Code::Invalid => {
+            printer.fault(&Fault::Problem(problem));
+            return Ok(REFUSED);
+        }
+        answer => answer?,
+    };
+    let plan: PlanView = serde_json::from_slice(&bytes).map_err(|error| Fault::Broken(error.to_string()))?;
+    printer
+        .document(&plan.wider, |wider| wider.iter().fold(String::new(), |text, one| text + &text::clean(one) + "\n"))?;
+    if plan.wider.is_empty() {
+        say(&printer.paint(Tone::Good, "not wider than what is in force"));
+        return Ok(0);
+    }
+    Ok(REFUSED)
 }
 
 /// `molt rollback`.
 pub(crate) async fn rollback(printer: Printer, client: &Client, args: RollbackArgs) -> Result<u8, Fault> {
     let request = RollbackRequest { to: args.to, reason: args.reason };
     let accepted = client.call(Method::POST, "/v1/rollback", Some(&request)).await?;
-    end(printer, client, accepted, args.wait, exit_status).await
+    end(printer, client, accepted, args.wait, Until::Decision, exit_status).await
 }
 
 /// `molt apply`.
 pub(crate) async fn apply(printer: Printer, client: &Client, wait: Wait) -> Result<u8, Fault> {
     let accepted = client.call(Method::POST, "/v1/apply", NO_BODY).await?;
-    end(printer, client, accepted, wait, exit_status).await
+    end(printer, client, accepted, wait, Until::Decision, exit_status).await
 }
 
 /// `molt confirm`.
 pub(crate) async fn confirm(printer: Printer, client: &Client, wait: Wait) -> Result<u8, Fault> {
     let accepted = client.call(Method::POST, "/v1/confirm", NO_BODY).await?;
-    end(printer, client, accepted, wait, exit_status).await
+    end(printer, client, accepted, wait, Until::Ended, exit_status).await
 }
 
 /// `molt reject`: the rollback is what was asked for.
 pub(crate) async fn reject(printer: Printer, client: &Client, wait: Wait) -> Result<u8, Fault> {
     let accepted = client.call(Method::POST, "/v1/reject", NO_BODY).await?;
-    end(printer, client, accepted, wait, |view| match view.outcome {
+    end(printer, client, accepted, wait, Until::Ended, |view| match view.outcome {
         Some(Outcome::RolledBack) => 0,
         _ => exit_status(view),
     })
@@ -91,7 +126,7 @@ pub(crate) async fn reject(printer: Printer, client: &Client, wait: Wait) -> Res
 pub(crate) async fn cancel(printer: Printer, client: &Client, id: Option<UpdateId>, wait: Wait) -> Result<u8, Fault> {
     let id = id.map_or_else(|| "current".to_owned(), |id| id.to_string());
     let accepted = client.call(Method::POST, &format!("/v1/updates/{id}/cancel"), NO_BODY).await?;
-    end(printer, client, accepted, wait, |view| match view.outcome {
+    end(printer, client, accepted, wait, Until::Ended, |view| match view.outcome {
         Some(Outcome::Aborted) => 0,
         _ => exit_status(view),
     })
@@ -104,6 +139,7 @@ async fn end(
     client: &Client,
     accepted: Accepted,
     wait: Wait,
+    until: Until,
     status: impl FnOnce(&UpdateView) -> u8,
 ) -> Result<u8, Fault> {
     if wait.no_wait {
@@ -111,13 +147,21 @@ async fn end(
         printer.hint(&format!("its end: molt show {}", accepted.id));
         return Ok(0);
     }
-    let view = follow::to_the_end(printer, client, &accepted, wait.limit()).await?;
+    let view = follow::to_the_end(printer, client, &accepted, wait.limit(), until).await?;
     let status = status(&view);
     let tone = if status == 0 { Tone::Good } else { Tone::Bad };
     if printer.is_data() {
         say(&printer.paint(tone, &show::ending(&view)));
     }
     printer.document(&view, |view| show::ending(view) + "\n")?;
+    // What is lost is said with the result, not only where one has to look for it.
+    if matches!(view.outcome, Some(Outcome::Confirmed | Outcome::RolledBack))
+        && let Ok(document) = client.get::<Document>("/v1/status").await
+    {
+        for line in &document.status.degraded {
+            say(&printer.paint(Tone::Bad, &format!("degraded: {}", text::line(line, 300))));
+        }
+    }
     if status != 0 {
         if !view.message.is_empty() {
             say(&text::clean(&view.message));

@@ -6,10 +6,11 @@
 use std::path::Path;
 
 use molt_core::{
-    launch::{Confinement, Report},
+    confined::InForce,
+    launch::SeccompProfile,
     spec::{self, Violations},
 };
-use molt_policy::{Context, Policy, Resolved};
+use molt_policy::{Context, Policy};
 
 use super::{
     change::read,
@@ -30,7 +31,19 @@ pub(crate) fn spec_schema(printer: Printer) -> Result<u8, Fault> {
 
 /// `molt policy check`.
 pub(crate) fn policy(printer: Printer, file: &Path) -> Result<u8, Fault> {
-    report(printer, file, molt_policy::parse(read(file)?.as_bytes()).err())
+    let policy = match molt_policy::parse(read(file)?.as_bytes()) {
+        Ok(policy) => policy,
+        Err(faults) => return report(printer, file, Some(faults)),
+    };
+    let lines = molt_policy::explain(&policy, crate::preflight::landlock_abi());
+    if printer.is_data() {
+        return report(printer, file, None);
+    }
+    printer.document(&lines, |lines| {
+        lines.iter().fold(String::new(), |all, line| all + &text::clean(&line.to_string()) + "\n")
+    })?;
+    say(&printer.paint(Tone::Good, &format!("{}: fine", file.display())));
+    Ok(0)
 }
 
 /// `molt policy schema`.
@@ -43,12 +56,11 @@ pub(crate) fn policy_diff(printer: Printer, old: &Path, new: &Path) -> Result<u8
     let mut both = Vec::new();
     for file in [old, new] {
         match molt_policy::parse(read(file)?.as_bytes()) {
-            Ok(policy) => both.push(lowered(&policy)),
+            Ok(policy) => both.push(assumed(&policy)),
             Err(faults) => return report(printer, file, Some(faults)),
         }
     }
-    let sides: Vec<Resolved<'_>> = both.iter().map(|(confinement, report)| Resolved { confinement, report }).collect();
-    let [before, after] = sides.as_slice() else { return Ok(FAILED) };
+    let [before, after] = both.as_slice() else { return Ok(FAILED) };
     let wider = molt_policy::compare(before, after);
     printer.document(wider.as_slice(), |wider| {
         wider.iter().fold(String::new(), |text, one| text + &text::clean(&one.to_string()) + "\n")
@@ -61,11 +73,17 @@ pub(crate) fn policy_diff(printer: Printer, old: &Path, new: &Path) -> Result<u8
 }
 
 /// As both would be on a kernel that has everything, in the working directory of the default image layout.
-fn lowered(policy: &Policy) -> (Confinement, Report) {
-    let context = Context { workdir: "/sandbox", state: &[], program: None, proxy_ports: &[], kernel_abi: u32::MAX };
-    let confinement = molt_policy::lower(policy, &context).confinement;
-    let report = molt_policy::assumed(&confinement);
-    (confinement, report)
+fn assumed(policy: &Policy) -> InForce {
+    let context = Context {
+        workdir: "/sandbox",
+        state: &[],
+        program: None,
+        readable: &[],
+        proxy_ports: &[],
+        kernel_abi: u32::MAX,
+        seccomp: SeccompProfile::Floor,
+    };
+    molt_policy::assumed(&molt_policy::lower(policy, &context).confinement)
 }
 
 /// Faults are the data of a check: one a line, with the place, as compilers print them.

@@ -39,7 +39,15 @@ pub(crate) async fn exec(client: &Client, args: ExecArgs) -> Result<u8, Fault> {
     if args.tty && !env.iter().any(|one| one.starts_with("TERM=")) {
         env.extend(std::env::var("TERM").ok().map(|term| format!("TERM={term}")));
     }
-    let options = ExecOptions { argv: args.command, env, tty: args.tty, stdin: args.stdin, rows, cols };
+    let options = ExecOptions {
+        argv: args.command,
+        env,
+        tty: args.tty,
+        stdin: args.stdin,
+        rows,
+        cols,
+        unconfined: args.unconfined,
+    };
     let connection = client.exec(&options).await?;
     let raw = if args.tty && args.stdin { Some(Raw::enter()?) } else { None };
     let ended = relay(connection, &options).await;

@@ -9,7 +9,7 @@ use molt_core::{
     code::Code,
     ids::UpdateId,
     spec::Span,
-    wire::{Accepted, Document, Event, PhaseName, UpdateView, What},
+    wire::{Accepted, Document, Event, PhaseName, UpdateView, What, undecided},
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -22,14 +22,32 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// For so long a supervisor may be away before the wait is given up.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// The end.
+    Ended,
+    /// The end, or that nothing goes on without a decision.
+    Decision,
+}
+
+/// An update that is followed.
+#[derive(Debug, Clone, Copy)]
+struct Followed {
+    id: UpdateId,
+    until: Until,
+}
+
 /// Waits until the update has ended, at most `limit`.
 pub(crate) async fn to_the_end(
     printer: Printer,
     client: &Client,
     accepted: &Accepted,
     limit: Option<Span>,
+    until: Until,
 ) -> Result<UpdateView, Fault> {
     let id = accepted.id;
+    let followed = Followed { id, until };
     let mut screen = Screen::new(printer, monitor(client).await);
     let limited = async {
         match limit {
@@ -39,7 +57,7 @@ pub(crate) async fn to_the_end(
     };
     let ended = tokio::select! {
         biased;
-        ended = watch(client, id, accepted.after_seq, &mut screen) => ended,
+        ended = watch(client, followed, accepted.after_seq, &mut screen) => ended,
         () = limited => Err(Fault::TimedOut(id)),
         Ok(()) = tokio::signal::ctrl_c() => Err(Fault::Interrupted(id)),
     };
@@ -54,10 +72,10 @@ async fn monitor(client: &Client) -> Option<Duration> {
     text.parse::<Span>().ok().map(Span::as_duration)
 }
 
-async fn watch(client: &Client, id: UpdateId, mut after: u64, screen: &mut Screen) -> Result<UpdateView, Fault> {
+async fn watch(client: &Client, followed: Followed, mut after: u64, screen: &mut Screen) -> Result<UpdateView, Fault> {
     let mut since = Instant::now();
     loop {
-        let fault = match stream(client, id, &mut after, &mut since, screen).await {
+        let fault = match stream(client, followed, &mut after, &mut since, screen).await {
             Ok(view) => return Ok(view),
             Err(fault @ (Fault::Unreachable { .. } | Fault::Broken(_))) if since.elapsed() < PATIENCE => fault,
             // Too many streams for now.
@@ -74,14 +92,14 @@ async fn watch(client: &Client, id: UpdateId, mut after: u64, screen: &mut Scree
 /// Reads one stream until the update has ended; every break of the stream is a fault.
 async fn stream(
     client: &Client,
-    id: UpdateId,
+    followed: Followed,
     after: &mut u64,
     since: &mut Instant,
     screen: &mut Screen,
 ) -> Result<UpdateView, Fault> {
     let mut lines = client.lines(&format!("/v1/events?after={after}")).await?;
     // What happened while nobody listened may be gone from the log.
-    if let Some(view) = record(client, id, since).await? {
+    if let Some(view) = record(client, followed, since).await? {
         return Ok(view);
     }
     let mut heard = Instant::now();
@@ -91,17 +109,23 @@ async fn stream(
                 let event = event?.ok_or_else(|| Fault::Broken("the stream of events ended".to_owned()))?;
                 (*since, heard) = (Instant::now(), Instant::now());
                 *after = event.seq;
-                if event.update != Some(id) {
+                if event.update != Some(followed.id) {
                     continue;
                 }
                 match event.what {
                     What::Outcome { result } => return Ok(*result),
-                    what => screen.event(&what),
+                    what => {
+                        // It may be that nothing goes on by itself.
+                        if matches!(what, What::Warning { .. }) {
+                            heard = before(heard, SILENCE.saturating_sub(TICK));
+                        }
+                        screen.event(&what);
+                    }
                 }
             }
             Err(_) if heard.elapsed() >= SILENCE => {
                 heard = Instant::now();
-                if let Some(view) = record(client, id, since).await? {
+                if let Some(view) = record(client, followed, since).await? {
                     return Ok(view);
                 }
             }
@@ -110,12 +134,19 @@ async fn stream(
     }
 }
 
+/// So long before, or then, where the clock does not reach back.
+fn before(then: Instant, by: Duration) -> Instant {
+    then.checked_sub(by).unwrap_or(then)
+}
+
 /// The record, if the update has ended.
-async fn record(client: &Client, id: UpdateId, since: &mut Instant) -> Result<Option<UpdateView>, Fault> {
+async fn record(client: &Client, followed: Followed, since: &mut Instant) -> Result<Option<UpdateView>, Fault> {
+    let Followed { id, until } = followed;
     match client.get::<UpdateView>(&format!("/v1/updates/{id}")).await {
         Ok(view) => {
             *since = Instant::now();
-            Ok(view.outcome.is_some().then_some(view))
+            let over = view.outcome.is_some() || (until == Until::Decision && undecided(&view));
+            Ok(over.then_some(view))
         }
         // Taken a moment ago, and not in the snapshot yet.
         Err(Fault::Problem(problem)) if problem.code == Code::NotFound && since.elapsed() < PATIENCE => Ok(None),

@@ -5,7 +5,10 @@
 use std::{io::IsTerminal as _, time::Duration};
 
 use hyper::{Method, StatusCode};
-use molt_core::wire::{BadView, Document, Event, GenerationView, Status, UpdateView};
+use molt_core::{
+    code::Code,
+    wire::{BadView, Document, Event, ExecView, GenerationView, Status, UpdateView},
+};
 use tokio::time::{sleep, timeout};
 
 use super::{
@@ -81,7 +84,12 @@ async fn next(client: &Client, shown: &Document) -> Result<Document, Fault> {
 /// `molt history`.
 pub(crate) async fn history(printer: Printer, client: &Client) -> Result<u8, Fault> {
     let updates: Vec<UpdateView> = client.get("/v1/updates").await?;
-    printer.document(updates.as_slice(), show::history)?;
+    let execs: Vec<ExecView> = match client.get("/v1/execs").await {
+        // An older supervisor runs nothing unconfined.
+        Err(Fault::Problem(problem)) if problem.code == Code::NotFound => Vec::new(),
+        execs => execs?,
+    };
+    printer.document(show::Past::merged(updates, execs).as_slice(), show::history)?;
     Ok(0)
 }
 

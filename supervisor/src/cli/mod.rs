@@ -3,6 +3,8 @@
 //! In: arguments and the environment. Out: data on standard output, people's text on standard error, an exit status.
 //! Must not: know anything the API does not say. `docs/CLI.md` has the commands and the table of exit statuses.
 
+#![expect(clippy::disallowed_methods, reason = "the client waits for somebody who looks at it, and decides nothing")]
+
 pub(crate) mod args;
 mod bars;
 mod change;
@@ -40,7 +42,7 @@ pub(crate) fn run(args: Args) -> u8 {
             init.socket = args.socket;
             // `MOLT_IMAGE=` in a manifest says that there is none.
             init.image = init.image.filter(|image| !image.is_empty());
-            return crate::boot::run(init);
+            return crate::boot::run(&init);
         }
         Command::Doctor => crate::doctor::run(printer.is_data()).map_err(|error| Fault::Local(format!("{error:#}"))),
         Command::Demo { json, keep } => {
@@ -49,7 +51,9 @@ pub(crate) fn run(args: Args) -> u8 {
         Command::Completions { shell } => completions(shell),
         Command::Version => printer.version(),
         Command::Policy { command: Policy::Check { file } } => check::policy(printer, &file),
-        Command::Policy { command: Policy::Diff { old, new } } => check::policy_diff(printer, &old, &new),
+        Command::Policy { command: Policy::Diff { file, against: Some(old), .. } } => {
+            check::policy_diff(printer, &old, &file)
+        }
         Command::Policy { command: Policy::Schema } => check::policy_schema(printer),
         Command::Spec { command: Spec::Check { file } } => check::spec(printer, &file),
         Command::Spec { command: Spec::Schema } => check::spec_schema(printer),
@@ -73,6 +77,9 @@ fn online(printer: Printer, socket: Option<&Path>, command: Command) -> Result<u
 async fn ask(printer: Printer, client: &Client, command: Command) -> Result<u8, Fault> {
     match command {
         Command::Update(args) => change::update(printer, client, args).await,
+        Command::Policy { command: Policy::Diff { file, image, .. } } => {
+            change::policy_diff(printer, client, &file, image).await
+        }
         Command::Rollback(args) => change::rollback(printer, client, args).await,
         Command::Apply(wait) => change::apply(printer, client, wait).await,
         Command::Confirm(wait) => change::confirm(printer, client, wait).await,

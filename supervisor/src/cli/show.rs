@@ -7,8 +7,10 @@ use std::fmt::Write as _;
 use molt_core::{
     code::Code,
     ids::{Digest, Generation, ImageRef, UpdateId},
-    wire::{BadView, Collected, GenerationView, Outcome, PlanView, UpdateView},
+    wire::{BadView, Collected, ExecView, GenerationView, Outcome, PlanView, UpdateView, undecided},
 };
+
+use serde::{Serialize, Serializer};
 
 use super::text;
 
@@ -55,6 +57,7 @@ pub(crate) fn ending(view: &UpdateView) -> String {
     let runs = view.image.as_ref().map(|one| format!(" {}", image(Some(one)))).unwrap_or_default();
     let name = outcome(view.outcome);
     match view.outcome {
+        None if undecided(view) => format!("undecided{}; {to} runs{runs}{}", why(view), downtime(view)),
         None => format!("{} is {name}", view.id),
         Some(Outcome::Confirmed) => format!("{name}: {to} runs{runs}{}", downtime(view)),
         Some(Outcome::Noop) => format!("{name}: {to} runs{runs} already"),
@@ -75,6 +78,10 @@ pub(crate) fn ending(view: &UpdateView) -> String {
 
 /// What to type next after an update that did not end well; `bad` is the digest that is refused from now on.
 pub(crate) fn next(view: &UpdateView, bad: Option<Digest>) -> Vec<String> {
+    if undecided(view) {
+        let back = generation(view.from);
+        return vec!["keep it: molt confirm".to_owned(), format!("go back to {back}: molt reject")];
+    }
     let mut hints = Vec::new();
     if view.evidence.is_some() {
         hints.push(format!("what was seen: molt show {} --evidence", view.id));
@@ -96,22 +103,82 @@ pub(crate) fn next(view: &UpdateView, bad: Option<Digest>) -> Vec<String> {
     hints
 }
 
+/// What the history tells of.
+#[derive(Debug)]
+pub(crate) enum Past {
+    /// An update, or what is like one.
+    Update(Box<UpdateView>),
+    /// A command that was run unconfined.
+    Exec(ExecView),
+}
+
+impl Past {
+    /// All of it, oldest first.
+    pub(crate) fn merged(updates: Vec<UpdateView>, execs: Vec<ExecView>) -> Vec<Self> {
+        let mut all: Vec<Self> = updates.into_iter().map(|view| Self::Update(Box::new(view))).collect();
+        all.extend(execs.into_iter().map(Self::Exec));
+        // Whole milliseconds, UTC: the order of the text is that of time.
+        all.sort_by(|one, other| one.started().cmp(other.started()));
+        all
+    }
+
+    fn started(&self) -> &str {
+        match self {
+            Self::Update(view) => &view.started,
+            Self::Exec(view) => &view.started,
+        }
+    }
+}
+
+/// As the view itself; `kind` tells which.
+impl Serialize for Past {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Update(view) => view.serialize(serializer),
+            Self::Exec(view) => view.serialize(serializer),
+        }
+    }
+}
+
 /// `molt history`, newest first.
-pub(crate) fn history(updates: &[UpdateView]) -> String {
-    let rows = updates.iter().rev().map(|view| {
-        let number = |number: Option<Generation>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
-        [
-            view.id.to_string(),
-            text::clean(&view.kind),
-            format!("{} -> {}", number(view.from), number(view.to)),
-            view.image.as_ref().map_or_else(|| "-".to_owned(), |one| image(Some(one))),
-            format!("{}{}", outcome(view.outcome), why(view)),
-            view.downtime_us.map_or_else(|| "-".to_owned(), text::micros),
-            text::time(&view.started),
-            text::line(&view.by, 40),
-        ]
+pub(crate) fn history(past: &[Past]) -> String {
+    let rows = past.iter().rev().map(|one| match one {
+        Past::Update(view) => change(view),
+        Past::Exec(view) => command(view),
     });
     text::table(["ID", "KIND", "FROM -> TO", "IMAGE", "OUTCOME", "DOWNTIME", "WHEN", "BY"], rows)
+}
+
+fn change(view: &UpdateView) -> [String; 8] {
+    let number = |number: Option<Generation>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+    [
+        view.id.to_string(),
+        text::clean(&view.kind),
+        format!("{} -> {}", number(view.from), number(view.to)),
+        view.image.as_ref().map_or_else(|| "-".to_owned(), |one| image(Some(one))),
+        format!("{}{}", outcome(view.outcome), why(view)),
+        view.downtime_us.map_or_else(|| "-".to_owned(), text::micros),
+        text::time(&view.started),
+        text::line(&view.by, 40),
+    ]
+}
+
+fn command(view: &ExecView) -> [String; 8] {
+    let ended = match (view.status, &view.failure) {
+        (Some(status), _) => format!("exit status {status}"),
+        (None, Some(why)) => text::line(why, 60),
+        (None, None) => "under way".to_owned(),
+    };
+    [
+        "-".to_owned(),
+        "exec --unconfined".to_owned(),
+        format!("in {}", view.generation),
+        text::line(&view.argv.join(" "), 60),
+        ended,
+        "-".to_owned(),
+        text::time(&view.started),
+        text::line(&view.by, 40),
+    ]
 }
 
 /// `molt show uN`.

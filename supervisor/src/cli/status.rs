@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use molt_core::{
     ids::Generation,
+    launch::SeccompProfile,
     wire::{Condition, Document, GenerationView, Status, UpdateView},
 };
 
@@ -35,6 +36,7 @@ pub(crate) fn status(document: &Document) -> String {
                 format!("by {}, {left} left{why}", text::line(&hold.by, 60))
             }),
         ),
+        ("Seccomp", status.workload.running.then(|| seccomp(status.seccomp).to_owned())),
         ("Restarts", (status.workload.restarts > 0).then(|| status.workload.restarts.to_string())),
         ("Last update", status.last_update.as_ref().map(last)),
         ("Molt", Some(text::clean(&status.molt_version))),
@@ -54,10 +56,28 @@ pub(crate) fn status(document: &Document) -> String {
             }),
         ));
     }
+    if !status.policy.is_empty() {
+        shown.push('\n');
+        shown.push_str(&text::table(
+            ["POLICY", "HERE", "WHY"],
+            status
+                .policy
+                .iter()
+                .map(|one| [text::clean(&one.section), text::clean(&one.verdict), text::line(&one.text, 200)]),
+        ));
+    }
     for line in &status.degraded {
         let _ = writeln!(shown, "degraded: {}", text::line(line, 300));
     }
     shown
+}
+
+fn seccomp(profile: SeccompProfile) -> &'static str {
+    match profile {
+        SeccompProfile::None => "none",
+        SeccompProfile::Floor => "floor",
+        SeccompProfile::Strict => "strict",
+    }
 }
 
 /// The generation the workload runs from; the confirmed one where nothing runs.

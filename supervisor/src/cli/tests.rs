@@ -3,8 +3,8 @@
 use clap::{CommandFactory as _, Parser as _};
 use molt_core::{
     code::Code,
-    ids::UpdateId,
-    wire::{Accepted, Event, Outcome, PhaseName, Problem, What},
+    ids::{Generation, UpdateId},
+    wire::{Accepted, Event, ExecView, Outcome, PhaseName, Problem, UpdateView, What},
 };
 
 use super::{
@@ -47,7 +47,9 @@ fn the_command_line_is_consistent_and_strict() {
         "molt probe ready",
         "molt logs -f --tail 10",
         "molt bad list",
-        "molt policy diff old.yaml new.yaml",
+        "molt policy diff new.yaml",
+        "molt policy diff new.yaml registry.example.com/a:1",
+        "molt policy diff new.yaml --against old.yaml",
     ] {
         parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
     }
@@ -133,7 +135,7 @@ async fn a_wait_goes_on_over_a_restart_of_the_server() {
     // A life of its own, on the same socket, later.
     let later = crate::api::tests::later(&served);
     let printer = Printer::new(Format::Json);
-    let wait = follow::to_the_end(printer, &served.client, &accepted, None);
+    let wait = follow::to_the_end(printer, &served.client, &accepted, None, follow::Until::Decision);
     let (view, ()) = tokio::join!(wait, later);
     assert_eq!(view.unwrap().outcome, Some(Outcome::Confirmed));
 }
@@ -206,7 +208,7 @@ fn status_says_what_runs_and_what_is_wrong() {
         status::status(&document),
         format!(
             "Name      whatsapp-daemon\nPhase     Idle\nWorkload  ready\nRunning   generation 1  localhost/app:1.4\n\
-             Digest    {digest}\nSince     2026-01-02 03:04:05Z\nMolt      0.1.0\n"
+             Digest    {digest}\nSince     2026-01-02 03:04:05Z\nSeccomp   floor\nMolt      0.1.0\n"
         )
     );
     let mut last = fake::record(7, "localhost/app:1.5".parse().ok());
@@ -229,10 +231,32 @@ fn history_is_a_table() {
     let mut view = fake::record(7, "localhost/app:1.5".parse().ok());
     (view.outcome, view.downtime_us) = (Some(Outcome::Confirmed), Some(12_345));
     assert_eq!(
-        show::history(&[view]),
+        show::history(&show::Past::merged(vec![view.clone()], Vec::new())),
         "ID  KIND    FROM -> TO  IMAGE              OUTCOME    DOWNTIME  WHEN                  BY\n\
          u7  update  1 -> 2      localhost/app:1.5  confirmed  12 ms     2026-01-02 03:04:05Z  uid 0 via operator socket\n"
     );
+    let later = fake::record(8, None);
+    let exec = |exec, second, status| ExecView {
+        kind: "exec".to_owned(),
+        exec,
+        generation: Generation(2),
+        argv: vec!["sh".to_owned(), "-c\u{1b}[2J".to_owned()],
+        by: "uid 0, pid 9 via operator socket".to_owned(),
+        started: format!("2026-01-02T03:04:{second:02}.000Z"),
+        ended: None,
+        status,
+        failure: None,
+    };
+    let later = UpdateView { started: "2026-01-02T03:05:00.000Z".to_owned(), ..later };
+    let past = show::Past::merged(vec![view, later], vec![exec(1, 4, Some(3)), exec(2, 6, None)]);
+    let shown = show::history(&past);
+    let starts: Vec<&str> = shown.lines().filter_map(|line| line.split_once(' ').map(|(word, _)| word)).collect();
+    assert_eq!(starts, ["ID", "u8", "-", "u7", "-"], "{shown}");
+    for part in ["exec --unconfined  in 2", "exit status 3", "under way", "sh -c\\u{1b}[2J"] {
+        assert!(shown.contains(part), "no {part:?} in\n{shown}");
+    }
+    let data = serde_json::to_value(&past).unwrap();
+    assert_eq!((&data[0]["kind"], &data[0]["status"], &data[1]["id"]), (&"exec".into(), &3.into(), &"u7".into()));
 }
 
 #[test]

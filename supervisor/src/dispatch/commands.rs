@@ -2,27 +2,21 @@
 //!
 //! In: a command. Out: its reply. Must not: leave a reply unsent; say yes before the machine has the event.
 
-use std::{collections::BTreeMap, os::fd::AsFd as _, sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use molt_core::{
     code::Code,
     ids::{Digest, UpdateId},
     machine::{Event, Phase, Target},
-    wire::{Accepted, Collected, ExecOptions, PlanView, Problem, UpdateRequest},
+    wire::{Accepted, Collected, PlanView, Problem, UpdateRequest},
 };
-use rustix::{
-    fs::{CWD, Mode, OFlags, openat},
-    io::Errno,
-    pipe::{PipeFlags, pipe_with},
-    termios::{Winsize, tcsetwinsize},
-};
-use tokio::sync::mpsc;
 
 use super::Dispatcher;
 use crate::{
+    aside,
     command::Command,
-    effects::{Fault, collect, plan, resolve},
-    workload::exec::{ExecSession, terminal},
+    effects::{Fault, collect, confine, plan, resolve},
+    timer::{self, Instant},
 };
 
 /// Updates are held back until then.
@@ -67,7 +61,7 @@ impl Dispatcher {
                 let ttl = std::time::Duration::from_millis(ttl_ms);
                 let answers = self.answers.clone();
                 let timer = tokio::spawn(async move {
-                    tokio::time::sleep(ttl).await;
+                    timer::sleep(ttl).await;
                     let _ = answers.send(Event::Release);
                 });
                 let hold = Hold { by, reason, until: Instant::now() + ttl, timer: timer.abort_handle() };
@@ -87,7 +81,7 @@ impl Dispatcher {
             }
             Command::Collect { reply } => self.collect_now(reply),
             Command::ForgetBad { digest, by, reply } => drop(reply.send(self.forget(digest, &by))),
-            Command::Exec { options, by, reply } => drop(reply.send(self.exec(&options, &by))),
+            Command::Exec { options, by, reply } => self.exec(options, by, reply),
         }
     }
 
@@ -107,7 +101,7 @@ impl Dispatcher {
     }
 
     fn intent(&mut self, target: Target, by: String, note: Option<String>) -> Accepted {
-        let accepted = Accepted { id: UpdateId(self.state.slot.next_update), after_seq: self.context.events.last() };
+        let accepted = Accepted { id: UpdateId(self.state.next_update), after_seq: self.context.events.last() };
         self.take(Event::Intent { target, by, note });
         accepted
     }
@@ -131,6 +125,8 @@ impl Dispatcher {
             .zip(self.context.store.as_ref())
             .and_then(|(run, store)| store.policy(run.generation).ok())
             .unwrap_or_else(|| self.context.policy.clone());
+        let before = self.before();
+        let alike = self.state.known.clone();
         drop(tokio::spawn(async move {
             let plan = async {
                 let policy = request.policy.clone().unwrap_or(in_force);
@@ -141,7 +137,13 @@ impl Dispatcher {
                 let record = &draft.record;
                 let noop =
                     now.is_some_and(|now| now.same_triple(record.digest, record.policy_digest, record.settings_digest));
-                plan::view(&context, &resolved, &draft, noop)
+                let mut view = plan::view(&context, &resolved, &draft, noop)?;
+                if let Some(before) = before {
+                    let ran = alike.values().filter(|known| known.digest == record.digest);
+                    let ran = ran.rev().find_map(|known| context.store.as_ref()?.confinement(known.generation));
+                    view.wider = confine::foreseen(&context, &before, record, &policy, ran.as_ref())?;
+                }
+                Ok(view)
             };
             let plan: Result<PlanView, Fault> = plan.await;
             let _ = reply.send(plan.map_err(|fault| Problem::new(fault.code, fault.message)));
@@ -162,9 +164,6 @@ impl Dispatcher {
             );
             return;
         }
-        let (known, pinned) = (self.state.known.clone(), self.pinned());
-        let keep = usize::try_from(self.context.spec.update.keep).unwrap_or(usize::MAX);
-        let answers = self.answers.clone();
         let Ok(alone) = Arc::clone(&self.context.tidy).try_write_owned() else {
             drop(
                 reply
@@ -172,16 +171,22 @@ impl Dispatcher {
             );
             return;
         };
-        drop(tokio::task::spawn_blocking(move || {
-            let result = collect::collect(&store, &known, &pinned, keep).inspect(|done| {
-                let _ = answers.send(Event::Collected { removed: done.generations.clone() });
-            });
+        let (known, removed) = self.removable(None);
+        self.take(Event::Collected { removed: removed.clone() });
+        aside::start("gc", move || {
+            let result = collect::collect(&store, &known, &removed);
             drop(alone);
             let _ = reply.send(result.map_err(|fault| Problem::new(fault.code, fault.message)));
-        }));
+        });
     }
 
     fn forget(&mut self, digest: Digest, by: &str) -> Result<(), Problem> {
+        // Between the first signal and the exec nothing is written; and a slot that is being taken back is not for others.
+        if self.state.phase.past_signal() {
+            let why = "a workload is being stopped and another one started; nothing else is written meanwhile: try again \
+                       in a moment";
+            return Err(Problem::new(Code::Busy, why));
+        }
         let before = self.state.slot.bad.len();
         self.state.slot.bad.retain(|bad| bad.digest != digest);
         if self.state.slot.bad.len() == before {
@@ -196,56 +201,5 @@ impl Dispatcher {
             None | Some(Ok(())) => Ok(()),
             Some(Err(error)) => Err(Problem::new(Code::StoreUnusable, format!("failed to {error}"))),
         }
-    }
-
-    fn exec(&mut self, options: &ExecOptions, by: &str) -> Result<ExecSession, Problem> {
-        let live = self.state.serving.and_then(|run| self.live.get(&run.instance));
-        let Some(live) = live else { return Err(Problem::new(Code::Busy, "nothing runs at the moment")) };
-        if options.argv.is_empty() {
-            return Err(Problem::new(Code::Invalid, "no program given"));
-        }
-        let mut env = BTreeMap::new();
-        for pair in &options.env {
-            let Some((name, value)) = pair.split_once('=') else {
-                return Err(Problem::new(Code::Invalid, format!("'{pair}' is not NAME=VALUE")));
-            };
-            env.insert(name.to_owned(), value.to_owned());
-        }
-        tracing::info!(by, argv = ?options.argv, "exec");
-        let internal = |errno: Errno| Problem::new(Code::Internal, format!("failed to make streams: {errno}"));
-        let init = Arc::clone(&live.init);
-        let (signals, mut asked) = mpsc::channel::<i32>(8);
-        let argv = options.argv.clone();
-        let (id, session) = if options.tty {
-            env.entry("TERM".to_owned()).or_insert_with(|| "xterm-256color".to_owned());
-            let (master, terminal) = terminal().map_err(internal)?;
-            if options.rows > 0 && options.cols > 0 {
-                let size = Winsize { ws_row: options.rows, ws_col: options.cols, ws_xpixel: 0, ws_ypixel: 0 };
-                tcsetwinsize(&master, size).map_err(internal)?;
-            }
-            let fd = terminal.as_fd();
-            let (id, exited) = init.exec(argv, env, true, [fd, fd, fd]);
-            let stdin = rustix::io::fcntl_dupfd_cloexec(&master, 0).map_err(internal)?;
-            (id, ExecSession { stdin: Some(stdin), stdout: master, stderr: None, tty: true, exited, signals })
-        } else {
-            let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(internal);
-            let ((stdout, out), (stderr, err)) = (pipe()?, pipe()?);
-            let (stdin, input) = if options.stdin {
-                let (read, write) = pipe()?;
-                (Some(write), read)
-            } else {
-                (None, openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(internal)?)
-            };
-            let (id, exited) = init.exec(argv, env, false, [input.as_fd(), out.as_fd(), err.as_fd()]);
-            (id, ExecSession { stdin, stdout, stderr: Some(stderr), tty: false, exited, signals })
-        };
-        drop(tokio::spawn(async move {
-            while let Some(signal) = asked.recv().await {
-                init.signal_exec(id, signal);
-            }
-            // The session was dropped: as when a terminal is closed.
-            init.signal_exec(id, 1);
-        }));
-        Ok(session)
     }
 }

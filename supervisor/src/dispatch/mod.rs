@@ -4,6 +4,7 @@
 //! should; wait for anything but its inputs (the journal apart, which is why it is small).
 
 mod commands;
+mod exec;
 mod perform;
 mod view;
 
@@ -29,6 +30,7 @@ use crate::{
     effects::{Context, Fault, plan::Draft, prove::Transcript},
     rootfs::Rootfs,
     store::journal::Journal,
+    timer,
     triggers::signal::{Asked, Signals},
     workload::run::Live,
 };
@@ -83,6 +85,8 @@ pub(crate) struct Dispatcher {
     view: watch::Sender<Arc<View>>,
     board: view::Board,
     history: VecDeque<UpdateView>,
+    /// What the confinement of the generation armed last lacks.
+    degraded: Vec<String>,
     exit: Option<i32>,
 }
 
@@ -133,6 +137,7 @@ impl Dispatcher {
             view: start.view,
             board: view::Board::new(start.facts),
             history: start.history,
+            degraded: Vec::new(),
             exit: None,
         }
     }
@@ -148,7 +153,7 @@ impl Dispatcher {
                         let _ = pump.await;
                     }
                 };
-                let _ = tokio::time::timeout(LAST_WORDS, drained).await;
+                let _ = timer::timeout(LAST_WORDS, drained).await;
                 return status;
             }
             self.publish();
@@ -171,21 +176,12 @@ impl Dispatcher {
             self.heed(&event);
             let effects = step(&mut self.state, clock::now(), event);
             // The gap comes first: whatever opens a gate is done before anyone is told of it.
-            // What follows a write that failed still happens: the machine has moved on. Only the slot that was to confirm
-            // a generation is not written when its mark could not be.
-            let mut unmarked = false;
+            // What follows a write that failed still happens: the machine has moved on.
             for effect in effects {
                 tracing::debug!(?effect, "effect");
-                if std::mem::take(&mut unmarked) && matches!(effect, Effect::Record(_)) {
-                    continue;
-                }
-                let mark = matches!(effect, Effect::Mark(_));
-                let durable = mark || matches!(effect, Effect::Record(_));
+                let durable = matches!(effect, Effect::Record(..));
                 match self.perform(effect) {
-                    Some(answer) if durable => {
-                        unmarked = mark && matches!(answer, Event::NotRecorded { .. });
-                        queue.push_front(answer);
-                    }
+                    Some(answer) if durable => queue.push_front(answer),
                     Some(answer) => queue.push_back(answer),
                     None => {}
                 }
@@ -241,7 +237,7 @@ impl Dispatcher {
     fn let_go(&mut self) {
         if !self.retired.is_empty() {
             let retired = std::mem::take(&mut self.retired);
-            drop(tokio::task::spawn_blocking(move || drop(retired)));
+            crate::aside::start("let go", move || drop(retired));
         }
     }
 

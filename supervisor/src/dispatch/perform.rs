@@ -6,17 +6,19 @@ use std::{sync::Arc, time::Duration};
 
 use molt_core::{
     code::Code,
+    gc,
     ids::{Generation, UpdateId},
-    machine::{Effect, Ended, Event, HookName, Kind, Patience, Phase, Purpose, Run},
+    machine::{Effect, Ended, Event, HookName, Kind, Mark, Patience, Phase, Purpose, Run},
     wire::{Evidence, Outcome, UpdateView, What},
 };
 
 use super::{Brought, Dispatcher, Work};
 use crate::{
-    clock,
-    effects::{Fault, arm, collect, fetch, hook, plan, prove, quiesce, resolve, stage, swap},
+    aside, clock,
+    effects::{Fault, arm, collect, confine, fetch, hook, plan, prove, quiesce, resolve, stage, swap},
     rootfs,
     store::history,
+    timer,
 };
 
 /// Lines and bytes of output kept as evidence.
@@ -30,8 +32,7 @@ impl Dispatcher {
     pub(super) fn perform(&mut self, effect: Effect) -> Option<Event> {
         match effect {
             Effect::Open(run) => return self.open(run),
-            Effect::Record(slot) => return Some(self.record(&slot)),
-            Effect::Mark(generation) => return self.mark(generation),
+            Effect::Record(slot, mark) => return Some(self.record(&slot, mark)),
             Effect::Stop(run, patience) => self.stop(run, patience),
             Effect::Resolve(id) => self.resolve(id),
             Effect::Plan(id) => return Some(self.plan(id)),
@@ -61,7 +62,7 @@ impl Dispatcher {
                 }
             }
             Effect::End(ended) => self.end(*ended),
-            Effect::Collect => self.collect(),
+            Effect::Collect(spent) => return self.collect(spent),
             Effect::Warn(message) => self.warn(message),
             Effect::Exit(status) => self.exit = Some(status),
         }
@@ -74,21 +75,29 @@ impl Dispatcher {
         self.context.events.publish(id, What::Warning { message });
     }
 
-    fn record(&mut self, slot: &molt_core::journal::Slot) -> Event {
+    fn record(&mut self, slot: &molt_core::journal::Slot, mark: Mark) -> Event {
+        let store = self.context.store.clone();
+        if let (Mark::Set(generation), Some(store)) = (mark, &store)
+            && let Err(error) = store.mark(generation)
+        {
+            return Event::NotRecorded { message: format!("failed to {error}") };
+        }
+        let answer = self.write(slot);
+        if let (Mark::Clear(generation), Some(store)) = (mark, &store)
+            && let Err(error) = store.unmark(generation)
+        {
+            self.warn(format!("failed to {error}"));
+        }
+        answer
+    }
+
+    fn write(&mut self, slot: &molt_core::journal::Slot) -> Event {
         match self.journal.as_mut().map(|journal| journal.record(slot)) {
             None | Some(Ok(())) => Event::Recorded,
             Some(Err(error)) => {
                 tracing::error!(%error, "failed to write the journal");
                 Event::NotRecorded { message: format!("failed to {error}") }
             }
-        }
-    }
-
-    fn mark(&mut self, generation: Generation) -> Option<Event> {
-        let store = self.context.store.as_ref()?;
-        match store.mark(generation) {
-            Ok(()) => None,
-            Err(error) => Some(Event::NotRecorded { message: format!("failed to {error}") }),
         }
     }
 
@@ -158,7 +167,7 @@ impl Dispatcher {
         let (context, brought) = (Arc::clone(&self.context), self.brought.clone());
         let task = tokio::spawn(async move {
             let untidy = Arc::clone(&context.tidy).read_owned().await;
-            let layers = fetch::fetch(&context, id, &resolved).await.map(|layers| (layers, untidy));
+            let layers = Box::pin(fetch::fetch(&context, id, &resolved)).await.map(|layers| (layers, untidy));
             let _ = brought.send(Brought::Fetched(id, layers));
         });
         self.task = Some((id, task));
@@ -186,15 +195,33 @@ impl Dispatcher {
             Brought::Armed(run, result) => {
                 self.arming.remove(&run.instance);
                 let result = match result {
-                    // Nobody waits for it any more: dropping it closes its gate.
-                    Ok(_) if self.state.standby != Some(run) => return,
+                    // Nobody waits for it any more: dropping it closes its gate, and takes its root apart.
+                    Ok(live) if self.state.standby != Some(run) => {
+                        live.init.kill();
+                        return aside::start("let go", move || drop(live));
+                    }
                     Ok(live) => {
+                        self.tell_degraded(&live);
                         self.live.insert(run.instance, *live);
                         Ok(())
                     }
                     Err(fault) => Err(fault),
                 };
                 self.take(arm::answer(run, &result));
+            }
+        }
+    }
+
+    /// What a generation's confinement lacks is said when that changes: at the first start, and by an update that loses
+    /// something more.
+    fn tell_degraded(&mut self, live: &crate::workload::run::Live) {
+        let degraded = &live.in_force.report.degraded;
+        if *degraded != self.degraded {
+            self.degraded.clone_from(degraded);
+            if !degraded.is_empty() {
+                let message =
+                    format!("generation {} is confined in part: {}", live.run.generation, degraded.join("; "));
+                self.warn(message);
             }
         }
     }
@@ -244,7 +271,7 @@ impl Dispatcher {
         let hurry = Arc::clone(&self.hurry).notified_owned();
         let task = tokio::spawn(async move {
             if beside {
-                let _ = tokio::time::timeout(BESIDE, hurry).await;
+                let _ = timer::timeout(BESIDE, hurry).await;
             }
             let result = match order {
                 Ok(order) => arm::arm(&context, order, answers).await,
@@ -263,18 +290,38 @@ impl Dispatcher {
             Some(store) if generation != Generation(0) => store.policy(generation)?,
             _ => self.context.policy.clone(),
         };
-        // Going back, and starting what ran before, is never a widening.
-        let compared = self.state.phase == Phase::Arming
-            && self.state.attempt.as_ref().is_some_and(|attempt| {
-                attempt.kind == Kind::Update && !attempt.allow_wider && !self.context.spec.update.allow_wider
-            });
-        let in_force = self.state.serving.filter(|_| compared).and_then(|run| self.live.get(&run.instance));
-        let in_force = in_force.map(|live| arm::InForce {
-            policy_digest: live.record.policy_digest,
-            confinement: live.confinement.clone(),
-            report: live.report.clone(),
-        });
-        Ok(arm::Order { run, record, policy, rootfs: self.root(generation)?, in_force })
+        let update = self.state.attempt.as_ref().map(|attempt| attempt.id);
+        let against = self.against(run);
+        Ok(arm::Order { run, record, policy, rootfs: self.root(generation)?, update, against })
+    }
+
+    /// What a generation that is armed now may not be wider than: what runs; where nothing does, what ran last. Going
+    /// back, and starting what ran before, is never a widening.
+    fn against(&self, run: Run) -> arm::Against {
+        let slot = &self.state.slot;
+        let trial = slot.trial.as_ref().is_some_and(|trial| trial.generation == run.generation);
+        let new = match self.state.attempt.as_ref() {
+            Some(attempt) if self.state.phase == Phase::Arming && !trial => match attempt.kind {
+                Kind::Update => !attempt.allow_wider && !self.context.spec.update.allow_wider,
+                // The first one; or one from the spec, where no record of what was confirmed can be read.
+                Kind::Boot => attempt.image.is_some() || slot.confirmed.is_none(),
+                _ => false,
+            },
+            _ => false,
+        };
+        if !new {
+            return arm::Against::Nothing;
+        }
+        self.before().map_or(arm::Against::Itself, |before| arm::Against::InForce(Box::new(before)))
+    }
+
+    /// What confines the running generation; where nothing runs, what confined the confirmed one.
+    pub(super) fn before(&self) -> Option<molt_core::confined::InForce> {
+        if let Some(live) = self.state.serving.and_then(|run| self.live.get(&run.instance)) {
+            return Some(live.in_force.clone());
+        }
+        let record = self.state.slot.confirmed.and_then(|confirmed| self.state.known.get(&confirmed))?;
+        confine::recorded(&self.context, record)
     }
 
     fn disarm(&mut self, run: Run) {
@@ -283,7 +330,7 @@ impl Dispatcher {
         }
         if let Some(live) = self.live.remove(&run.instance) {
             live.init.kill();
-            drop(tokio::task::spawn_blocking(move || drop(live)));
+            aside::start("let go", move || drop(live));
         }
     }
 
@@ -322,12 +369,11 @@ impl Dispatcher {
             Ok(Some(pipe)) => crate::watch::readable(pipe).ok(),
             Ok(None) => None,
             Err(error) => {
-                let message = format!("failed to open the gate: {error}");
-                return Some(Event::NotExeced { instance: run.instance, message });
+                return Some(not_opened(run, format!("failed to open the gate: {error}")));
             }
         };
         let Some(pipe) = pipe else {
-            return Some(Event::NotExeced { instance: run.instance, message: "the gate was open already".to_owned() });
+            return Some(not_opened(run, "the gate was open already".to_owned()));
         };
         drop(tokio::spawn(swap::swap(pipe, run, program, self.answers.clone())));
         None
@@ -380,7 +426,7 @@ impl Dispatcher {
         }
         let answers = self.answers.clone();
         self.timer = Some(tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(ms)).await;
+            timer::sleep(Duration::from_millis(ms)).await;
             let _ = answers.send(Event::Waited);
         }));
     }
@@ -413,11 +459,11 @@ impl Dispatcher {
         tracing::info!(id = %view.id, outcome = ?outcome, downtime_us = view.downtime_us, "{}: {}", view.kind, view.message);
         if let Some(store) = self.context.store.clone() {
             let record = view.clone();
-            drop(tokio::task::spawn_blocking(move || {
+            aside::start("history", move || {
                 if let Err(error) = history::append(&store.dir, &record) {
                     tracing::warn!(%error, "failed to write the history");
                 }
-            }));
+            });
         }
         if self.history.len() == HISTORY {
             self.history.pop_front();
@@ -436,36 +482,39 @@ impl Dispatcher {
         }
     }
 
-    /// What may not be removed.
-    pub(super) fn pinned(&self) -> std::collections::BTreeSet<Generation> {
-        let slot = &self.state.slot;
-        let attempt = self.state.attempt.as_ref();
-        [slot.confirmed, slot.previous, slot.trial.as_ref().map(|trial| trial.generation)]
-            .into_iter()
-            .chain([attempt.and_then(|attempt| attempt.to), attempt.and_then(|attempt| attempt.from)])
-            .chain([self.state.serving, self.state.standby].map(|run| run.map(|run| run.generation)))
-            .flatten()
-            .collect()
-    }
-
-    fn collect(&mut self) {
+    /// Cleans up in the background. What is about to go is forgotten at once, so that nobody goes back to it meanwhile.
+    fn collect(&mut self, spent: Option<Generation>) -> Option<Event> {
         let keep_instances: Vec<u64> = self.live.keys().copied().collect();
         self.transcripts.retain(|instance, _| keep_instances.contains(instance));
         self.roots.retain(|_, root| root.strong_count() > 0);
-        let Some(store) = self.context.store.clone() else { return };
-        let (known, pinned) = (self.state.known.clone(), self.pinned());
-        let keep = usize::try_from(self.context.spec.update.keep).unwrap_or(usize::MAX);
-        let answers = self.answers.clone();
+        let store = self.context.store.clone()?;
         // Something is being fetched: the next confirmed update cleans up after both.
-        let Ok(alone) = Arc::clone(&self.context.tidy).try_write_owned() else { return };
-        drop(tokio::task::spawn_blocking(move || match collect::collect(&store, &known, &pinned, keep) {
-            Ok(done) => {
-                let _ = answers.send(Event::Collected { removed: done.generations });
-                drop(alone);
+        let alone = Arc::clone(&self.context.tidy).try_write_owned().ok()?;
+        let (known, removed) = self.removable(spent);
+        let going = removed.clone();
+        aside::start("collect", move || {
+            if let Err(fault) = collect::collect(&store, &known, &going) {
+                tracing::warn!("failed to clean up the store: {}", fault.message);
             }
-            Err(fault) => tracing::warn!("failed to clean up the store: {}", fault.message),
-        }));
+            drop(alone);
+        });
+        Some(Event::Collected { removed })
     }
+
+    /// What is known, and what of it may go.
+    pub(super) fn removable(
+        &self,
+        spent: Option<Generation>,
+    ) -> (std::collections::BTreeMap<Generation, molt_core::generation::Record>, Vec<Generation>) {
+        let keep = usize::try_from(self.context.spec.update.keep).unwrap_or(usize::MAX);
+        let removed = gc::going(&self.state, spent, keep);
+        (self.state.known.clone(), removed)
+    }
+}
+
+/// Not for anything in the image.
+fn not_opened(run: Run, message: String) -> Event {
+    Event::NotExeced { instance: run.instance, code: Code::Internal, message }
 }
 
 fn failed(id: UpdateId, fault: Fault) -> Event {

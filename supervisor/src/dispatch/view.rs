@@ -5,7 +5,9 @@
 use std::{collections::HashMap, sync::Arc};
 
 use molt_core::{
+    code::Code,
     ids::Generation,
+    launch::SeccompProfile,
     machine::{Attempt, Back, Phase, State},
     wire::{
         API_VERSION, BadView, Condition, Document, GenerationView, HoldView, Metadata, Outcome, PhaseName, Status,
@@ -78,6 +80,8 @@ pub(crate) fn empty_view(name: &str, spec: serde_json::Value) -> Arc<View> {
         last_update: None,
         workload: WorkloadView::default(),
         confinement: None,
+        policy: Vec::new(),
+        seccomp: SeccompProfile::None,
         degraded: Vec::new(),
         hold: None,
         molt_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -143,7 +147,9 @@ impl Dispatcher {
             (shown(slot.confirmed), shown(trial), shown(slot.previous), shown(staged));
         let update = self.state.attempt.as_ref().map(|attempt| self.under_way(attempt));
         let live = self.serving();
-        let confinement = live.map(|live| live.report.clone());
+        let confinement = live.map(|live| live.in_force.report.clone());
+        let policy = live.map(|live| live.sections.clone()).unwrap_or_default();
+        let seccomp = live.map(|live| live.in_force.confinement.profile).unwrap_or_default();
         let workload = WorkloadView {
             running: live.is_some(),
             ready: self.state.ready,
@@ -152,13 +158,14 @@ impl Dispatcher {
             message: live.and_then(|live| live.said.borrow().status.clone()),
         };
         let default_identity = live.is_some_and(|live| live.default_identity);
-        let as_root = live.is_some_and(|live| live.report.uid == 0);
-        let degraded = confinement.as_ref().map(|report| report.degraded.clone()).unwrap_or_default();
+        let as_root = live.is_some_and(|live| live.in_force.report.uid == 0);
+        let mut degraded = confinement.as_ref().map(|report| report.degraded.clone()).unwrap_or_default();
         let conditions = self.conditions(&degraded, default_identity, as_root);
+        degraded.extend(self.context.client.degraded().iter().map(|wall| format!("unpacking: {wall}")));
         let hold = self.hold.as_ref().filter(|_| self.state.hold).map(|hold| HoldView {
             by: hold.by.clone(),
             reason: hold.reason.clone(),
-            ttl_ms: u64::try_from(hold.until.saturating_duration_since(std::time::Instant::now()).as_millis())
+            ttl_ms: u64::try_from(hold.until.saturating_duration_since(crate::timer::Instant::now()).as_millis())
                 .unwrap_or(0),
         });
         let mut updates: Vec<UpdateView> = self.history.iter().cloned().collect();
@@ -177,6 +184,8 @@ impl Dispatcher {
             last_update: self.history.iter().rev().find(|view| view.kind != "boot").cloned(),
             workload,
             confinement,
+            policy,
+            seccomp,
             degraded,
             hold,
             molt_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -196,8 +205,8 @@ impl Dispatcher {
             from: attempt.from,
             to: attempt.to,
             outcome: None::<Outcome>,
-            reason: None,
-            message: self.phase_message(),
+            reason: attempt.undecided.as_ref().map(|_| Code::Unhealthy),
+            message: attempt.undecided.clone().unwrap_or_else(|| self.phase_message()),
             downtime_us: attempt.downtime_ns.map(|ns| ns / 1000),
             unready_us: attempt.unready_ns.map(|ns| ns / 1000),
             by: attempt.by.clone(),
@@ -243,6 +252,13 @@ impl Dispatcher {
         if as_root {
             let message = "the workload is user 0 (workload.allowRoot), without a capability";
             all.push(board.condition("RunsAsRoot", true, "AllowRoot", message.to_owned()));
+        }
+        if let Some((confirmed, why)) = &state.fallback {
+            let runs = state.serving.map_or("nothing".to_owned(), |run| format!("generation {}", run.generation));
+            let message = format!(
+                "{why}; {runs} runs in its place. `molt rollback --to {confirmed}` tries it again, `molt update` another"
+            );
+            all.push(board.condition("Fallback", true, "ConfirmedCannotRun", message));
         }
         if let Some(message) = facts.journal_reset {
             all.push(board.condition("JournalReset", true, "JournalUnreadable", message));

@@ -1,54 +1,54 @@
-//! `Arming`: the generation mounted, its init forked, confined and waiting at its gate; and the decision whether what it
-//! reports is good enough.
+//! `Arming`: the generation mounted, its init forked, confined and waiting at its gate. Whether what it reports is good
+//! enough is judged in `confine`.
 //!
 //! In: a staged generation, what confines the running one. Out: a [`Live`] run, or a fault that cost no downtime. Must
 //! not: open a gate; accept a report weaker than the policy asks.
 
 use std::{
-    collections::BTreeMap,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use molt_core::{
     code::Code,
+    confined::InForce,
     generation::Record,
-    launch::{Confinement, Failure, Fds, FromShim, Identity, LateMount, Launch, Limits, ProcMode, Report, VERSION},
+    ids::{Generation, UpdateId},
+    launch::{Failure, Fds, FromShim, Identity, LateMount, Launch, Limits, NAMESPACES, ProcMode, Report, VERSION},
     machine::{Event, Run},
     spec::UserRef,
+    wire::{Section, What},
 };
-use molt_policy::{Resolved, Wider, compare};
 use rustix::{
     fs::{CWD, MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fstat, memfd_create, openat},
     io::Errno,
     mount::{OpenTreeFlags, open_tree},
     pipe::{PipeFlags, pipe_with},
+    process::{Signal, pidfd_send_signal},
 };
-use tokio::sync::watch;
+use serde::Serialize;
+use tokio::sync::{oneshot, watch};
 
-use super::{Answers, Context, Fault, plan::Policy};
+use super::{Answers, Context, Fault, confine, plan::Policy};
 use crate::{
     observe::output::Stream,
-    rootfs::{RootError, Rootfs, Tree, users},
+    preflight,
+    rootfs::{LetGoAside, RootError, Rootfs, Tree, users},
+    timer::{Instant, timeout_at},
     workload::{
         notify::{Notify, Said},
         pump::pump,
-        run::{Init, Live},
+        run::{Init, Live, Place, hear},
     },
 };
 
-/// From the start of the shim to its report.
+/// From the first look at the new root to the report of the shim.
 const ARMED_WITHIN: Duration = Duration::from_secs(30);
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// What confines the running generation, for the comparison.
-#[derive(Debug, Clone)]
-pub(crate) struct InForce {
-    pub(crate) policy_digest: molt_core::ids::Digest,
-    pub(crate) confinement: Confinement,
-    pub(crate) report: Report,
-}
 
 /// What to arm.
 #[derive(Debug)]
@@ -57,8 +57,21 @@ pub(crate) struct Order {
     pub(crate) record: Record,
     pub(crate) policy: String,
     pub(crate) rootfs: Arc<Rootfs>,
-    /// Compared with, unless the change may be wider.
-    pub(crate) in_force: Option<InForce>,
+    /// The update it belongs to, for what is said about it.
+    pub(crate) update: Option<UpdateId>,
+    /// What it is compared with.
+    pub(crate) against: Against,
+}
+
+/// What a generation may not be wider than.
+#[derive(Debug)]
+pub(crate) enum Against {
+    /// Nothing: it ran before, or goes back, or the request takes a wider one.
+    Nothing,
+    /// Nothing ran before: what its policy says by name.
+    Itself,
+    /// What runs, or ran last.
+    InForce(Box<InForce>),
 }
 
 /// What is prepared before the shim starts.
@@ -67,18 +80,15 @@ struct Prepared {
     tree: Tree,
     proc: Option<OwnedFd>,
     default_identity: bool,
+    notes: Vec<String>,
+    sections: Vec<Section>,
 }
 
 /// Arms a generation.
 pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) -> Result<Live, Fault> {
-    let blocking = {
-        let (context, record) = (Arc::clone(context), order.record.clone());
-        let (policy, rootfs) = (order.policy.clone(), Arc::clone(&order.rootfs));
-        move || prepare(&context, &record, &policy, &rootfs)
-    };
-    let prepared = tokio::task::spawn_blocking(blocking)
-        .await
-        .map_err(|error| Fault::new(Code::Internal, error.to_string()))??;
+    let _aside = LetGoAside::of(&order.rootfs);
+    let deadline = Instant::now() + ARMED_WITHIN;
+    let prepared = prepared(context, &order, deadline).await?;
     let internal = |errno: Errno| Fault::new(Code::Internal, format!("failed to prepare a shim: {errno}"));
 
     let (notify, socket) = Notify::bind(&context.run, order.run.instance)
@@ -122,28 +132,97 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
         .map(|(fd, stream)| tokio::spawn(pump(fd, generation, stream, context.output.clone())))
         .collect();
 
-    let (init, report, namespace) = tokio::time::timeout(ARMED_WITHIN, report(control)).await.map_err(|_| {
-        let message = format!("the shim did not report within {} s", ARMED_WITHIN.as_secs());
-        Fault::new(Code::DeadlineExceeded, message)
-    })??;
+    let (init, report, namespaces) = timeout_at(deadline, report(control))
+        .await
+        .map_err(|_| late("the shim did not report; a path of the policy may lie on a mount that does not answer"))??;
+    // Returning without a `Live` closes control and gate: the init ends itself.
+    confine::as_asked(&prepared.launch.confinement, &report, &prepared.launch.identity, context.kernel_abi)?;
+    let mut in_force = confine::in_force(context, &prepared.launch.confinement, report, &prepared.launch.limits);
+    let mut notes = prepared.notes;
+    match &order.against {
+        Against::Nothing => {}
+        Against::Itself => in_force.report.degraded.extend(confine::astray(&in_force)),
+        Against::InForce(before) => notes.extend(confine::not_wider(before, &in_force)?),
+    }
+    for message in notes {
+        context.events.publish(order.update, What::Note { message });
+    }
+    for more in keep(context, generation, &in_force).await? {
+        let message = format!("generation {generation} may do more than when it was armed last: {more}");
+        tracing::warn!("{message}");
+        context.events.publish(order.update, What::Warning { message });
+    }
     let init = Arc::new(init);
     let live = Live {
         run: order.run,
         record: order.record,
-        confinement: prepared.launch.confinement.clone(),
-        report,
+        in_force,
+        sections: prepared.sections,
         init: Arc::clone(&init),
         gate: Some(gate),
         exec: Some(exec),
-        kept: (order.rootfs, namespace),
+        kept: order.rootfs,
+        place: Place { namespaces, env: prepared.launch.env, oom_score_adj: prepared.launch.oom_score_adj },
         pumps,
         said,
         default_identity: prepared.default_identity,
     };
-    // Dropping `live` on a refusal closes control and gate: the init ends itself.
-    good_enough(&live, &prepared.launch.identity, order.in_force.as_ref())?;
     tokio::spawn(init.follow(order.run, answers));
     Ok(live)
+}
+
+/// Whoever prepares a root and has not come back; a mount that never answers keeps its thread for ever.
+static PREPARING: AtomicUsize = AtomicUsize::new(0);
+const MOST_PREPARING: usize = 8;
+
+/// [`prepare`] on a thread of its own: one that hangs must not take a place among those that others wait for.
+async fn prepared(context: &Arc<Context>, order: &Order, deadline: Instant) -> Result<Prepared, Fault> {
+    if PREPARING.load(Ordering::Relaxed) >= MOST_PREPARING {
+        return Err(Fault::new(
+            Code::DeadlineExceeded,
+            format!("{MOST_PREPARING} earlier attempts still wait for a mount that does not answer; mend it first"),
+        ));
+    }
+    let (context, record) = (Arc::clone(context), order.record.clone());
+    let (policy, rootfs) = (order.policy.clone(), Arc::clone(&order.rootfs));
+    let (sender, receiver) = oneshot::channel();
+    PREPARING.fetch_add(1, Ordering::Relaxed);
+    let work = move || {
+        let result = prepare(&context, &record, &policy, &rootfs);
+        PREPARING.fetch_sub(1, Ordering::Relaxed);
+        // Nobody waits for it any more: it is dropped here.
+        let _ = sender.send(result);
+    };
+    // Not the kept thread, for the same reason.
+    molt_oci::thread::start("prepare", work).map_err(|(_, error)| {
+        PREPARING.fetch_sub(1, Ordering::Relaxed);
+        let what = "failed to start a thread to prepare the root; the sandbox may have used up its processes";
+        Fault::new(Code::Internal, format!("{what}: {error}"))
+    })?;
+    match timeout_at(deadline, receiver).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(Fault::new(Code::Internal, "preparing the root ended without a result")),
+        Err(_) => Err(late("the new root could not be put together; a state or carried mount does not answer")),
+    }
+}
+
+fn late(why: &str) -> Fault {
+    Fault::new(Code::DeadlineExceeded, format!("not armed within {} s: {why}", ARMED_WITHIN.as_secs()))
+}
+
+/// Keeps what is in force beside the generation. What is there already is not written again; in what it is wider than
+/// what was there is returned, in words: another spec, or a path that the workload itself led elsewhere.
+async fn keep(context: &Arc<Context>, generation: Generation, in_force: &InForce) -> Result<Vec<String>, Fault> {
+    let Some(store) = context.store.clone() else { return Ok(Vec::new()) };
+    let in_force = in_force.clone();
+    let kept = move || {
+        let before = store.confinement(generation);
+        store.keep_confinement(generation, &in_force)?;
+        let wider = before.map(|before| molt_policy::compare(&before, &in_force)).unwrap_or_default();
+        Ok(wider.iter().map(ToString::to_string).collect())
+    };
+    let ended = || Fault::new(Code::Internal, "keeping what is in force ended without a result");
+    crate::aside::run("keep", kept).await.ok_or_else(ended)?
 }
 
 /// The workload's standard streams, and the ends of them that PID 1 reads.
@@ -171,102 +250,71 @@ fn streams(tty: bool) -> rustix::io::Result<Streams> {
     Ok(Streams { stdin, stdout, stderr, ours: vec![(out_read, Stream::Stdout), (err_read, Stream::Stderr)] })
 }
 
+/// An init that is not waited for any more is killed: while it hangs in a mount that does not answer it does not notice
+/// that its control socket is closed.
+struct Doomed(Option<OwnedFd>);
+
+impl Drop for Doomed {
+    fn drop(&mut self) {
+        if let Some(pidfd) = &self.0 {
+            // ESRCH: it has ended. Without CAP_KILL it ends when it looks at its socket.
+            let _ = pidfd_send_signal(pidfd, Signal::KILL);
+        }
+    }
+}
+
 /// Waits for the two messages that lead to the gate.
-async fn report(control: OwnedFd) -> Result<(Init, Report, OwnedFd), Fault> {
+async fn report(control: OwnedFd) -> Result<(Init, Report, Vec<OwnedFd>), Fault> {
     let gone = || Fault::new(Code::ConfinementFailed, "the shim went away before it reported");
     let io = |error: std::io::Error| Fault::new(Code::Internal, format!("failed to wait for a shim: {error}"));
     // The launcher's message brings the pidfd that everything else hangs on.
     let (pidfd, control) = {
         let early = crate::watch::readable(control).map_err(io)?;
-        let mut buffer = Vec::new();
-        let fds = loop {
-            let mut ready = early.readable().await.map_err(io)?;
-            match molt_sys::socket::receive(early.get_ref(), &mut buffer) {
-                Ok(Some(fds)) => break fds,
-                Err(error) if error.errno == Errno::AGAIN => ready.clear_ready(),
-                Ok(None) | Err(_) => return Err(gone()),
-            }
-        };
-        match serde_json::from_slice(&buffer) {
+        let (said, fds) = hear(&early).await.ok_or_else(gone)?;
+        match serde_json::from_slice(&said) {
             Ok(FromShim::Forked) => {}
             Ok(FromShim::Failed(failure)) => return Err(explain(&failure)),
             _ => return Err(gone()),
         }
         (fds.into_iter().next().ok_or_else(gone)?, early.into_inner())
     };
+    let mut doomed = Doomed(Some(rustix::io::fcntl_dupfd_cloexec(&pidfd, 0).map_err(|errno| io(errno.into()))?));
     let init = Init::new(control, pidfd).map_err(io)?;
     match init.next().await {
-        Some((FromShim::Armed(report), fds)) => Ok((init, *report, fds.into_iter().next().ok_or_else(gone)?)),
+        Some((FromShim::Armed(report), namespaces)) if namespaces.len() == NAMESPACES.len() => {
+            doomed.0 = None;
+            Ok((init, *report, namespaces))
+        }
         Some((FromShim::Failed(failure), _)) => Err(explain(&failure)),
         _ => Err(gone()),
     }
 }
 
+/// Text of an image, fit for one line of a log: control and other invisible characters spelled out.
+fn spelled_out(text: &str) -> String {
+    let quote = |c: char| matches!(c, '"' | '\'' | '\\');
+    let parts = text.chars().map(|c| if quote(c) { c.to_string() } else { c.escape_debug().to_string() });
+    parts.collect()
+}
+
 /// A failed step of the shim, for people.
-fn explain(failure: &Failure) -> Fault {
+pub(crate) fn explain(failure: &Failure) -> Fault {
     let why = match failure.errno {
         0 => String::new(),
         errno => format!(": {}", Errno::from_raw_os_error(errno)),
     };
-    let (step, detail) = (failure.step.as_str(), failure.detail.as_str());
+    // It holds names of the image.
+    let (step, detail) = (failure.step.as_str(), spelled_out(&failure.detail));
     match step {
-        "program" => Fault::new(Code::ProgramUnusable, detail.to_owned()),
+        "program" => Fault::new(Code::ProgramUnusable, detail),
         "chdir" => Fault::new(Code::ProgramUnusable, format!("the working directory {detail} cannot be entered{why}")),
         "landlock" if failure.policy && failure.errno != 0 => Fault::new(
             Code::PolicyUnmet,
             format!("the policy names {detail}, which the new root does not have{why}, and says hard_requirement"),
         ),
-        "landlock" if failure.policy => Fault::new(Code::PolicyUnmet, detail.to_owned()),
+        "landlock" if failure.policy => Fault::new(Code::PolicyUnmet, detail),
         _ => Fault::new(Code::ConfinementFailed, format!("the shim failed at {step} ({detail}){why}")),
     }
-}
-
-/// Refuses a report that is weaker than what was asked for, or wider than what runs.
-fn good_enough(live: &Live, identity: &Identity, in_force: Option<&InForce>) -> Result<(), Fault> {
-    let (asked, report) = (&live.confinement, &live.report);
-    let mut weak = Vec::new();
-    if let Some(landlock) = &asked.landlock
-        && report.handled_fs == 0
-        && landlock.min_abi > 1
-    {
-        weak.push("no Landlock domain".to_owned());
-    }
-    if !asked.seccomp.is_empty()
-        && (report.seccomp_mode != 2 || (report.seccomp_filters as usize) < asked.seccomp.len())
-    {
-        weak.push("no seccomp filter".to_owned());
-    }
-    if !report.no_new_privs {
-        weak.push("no_new_privs is off".to_owned());
-    }
-    if report.capabilities != 0 {
-        weak.push(format!("capabilities {:#x} are left", report.capabilities));
-    }
-    if (report.uid, report.gid) != (identity.uid, identity.gid) {
-        weak.push(format!("it runs as {}:{}", report.uid, report.gid));
-    }
-    if !weak.is_empty() {
-        return Err(Fault::new(
-            Code::ConfinementFailed,
-            format!("the new generation is not confined: {}", weak.join(", ")),
-        ));
-    }
-    let Some(before) = in_force else { return Ok(()) };
-    let same_policy = before.policy_digest == live.record.policy_digest;
-    let wider: Vec<Wider> = compare(
-        &Resolved { confinement: &before.confinement, report: &before.report },
-        &Resolved { confinement: asked, report },
-    )
-    .into_iter()
-    // The same policy names the same paths; where they lead is the image's business.
-    .filter(|wider| !(same_policy && matches!(wider, Wider::Path { .. })))
-    .collect();
-    if wider.is_empty() {
-        return Ok(());
-    }
-    let list: Vec<String> = wider.iter().map(|wider| format!("  {wider}")).collect();
-    let message = format!("the policy is wider than the one in force (--allow-wider takes it):\n{}", list.join("\n"));
-    Err(Fault::new(Code::PolicyWider, message))
 }
 
 /// Everything that is looked up in the new root, and the mounts on it. Blocking.
@@ -281,7 +329,10 @@ fn prepare(context: &Context, record: &Record, policy: &str, rootfs: &Rootfs) ->
         Some(user) => Some(UserRef { user, group: run_as.group.clone() }),
         None if record.program.user.is_empty() => None,
         None => Some(record.program.user.parse().map_err(|error| {
-            Fault::new(Code::UserInvalid, format!("the image's user '{}' is not one: {error}", record.program.user))
+            Fault::new(
+                Code::UserInvalid,
+                spelled_out(&format!("the image's user '{}' is not one: {error}", record.program.user)),
+            )
         })?),
     };
     let user = users::resolve(rootfs.look(), wanted.as_ref(), run_as.group.as_ref())?;
@@ -293,14 +344,19 @@ fn prepare(context: &Context, record: &Record, policy: &str, rootfs: &Rootfs) ->
     let groups = spec.workload.supplemental_groups.clone().unwrap_or_else(|| {
         let mut groups: Vec<u32> =
             rustix::process::getgroups().unwrap_or_default().iter().map(|gid| gid.as_raw()).collect();
+        // In a user namespace this is how a group shows that is not mapped there.
+        groups.retain(|gid| *gid != preflight::OVERFLOW || context.mapped.is_initial());
         groups.extend(&user.groups);
         groups.retain(|gid| *gid != 0 && *gid != user.gid);
         groups.sort_unstable();
         groups.dedup();
         groups
     });
-    let nested = !context.mapped.has(user.uid, user.gid);
+    let nested = context.mapped.is_single() && !context.mapped.has(user.uid, user.gid);
     let groups = if nested { Vec::new() } else { groups };
+    if !nested && let Some(why) = context.mapped.lacks(user.uid, user.gid, &groups) {
+        return Err(Fault::new(Code::UserInvalid, why));
+    }
     let identity = Identity { uid: user.uid, gid: user.gid, groups, nested };
     let tree = rootfs.tree(&context.parts)?;
     for state in &context.parts.state {
@@ -318,7 +374,7 @@ fn prepare(context: &Context, record: &Record, policy: &str, rootfs: &Rootfs) ->
     } else {
         first
     };
-    let confinement = confine(context, &policy, record, &first, &env)?;
+    let lowered = confine::lowered(context, &policy, record, &first, &env)?;
     let launch = Launch {
         version: VERSION,
         program: first,
@@ -327,7 +383,7 @@ fn prepare(context: &Context, record: &Record, policy: &str, rootfs: &Rootfs) ->
         cwd: program.cwd.clone(),
         hostname: String::new(),
         identity,
-        confinement,
+        confinement: lowered.confinement,
         limits: Limits { nofile: spec.workload.limits.nofile, nproc: spec.workload.limits.nproc, core: 0 },
         late_mounts: tree.late.iter().map(|(target, _)| LateMount { target: target.clone() }).collect(),
         proc: context.proc,
@@ -336,48 +392,8 @@ fn prepare(context: &Context, record: &Record, policy: &str, rootfs: &Rootfs) ->
         oom_score_adj: spec.workload.oom_score_adj,
     };
     let proc = (context.proc == ProcMode::Carried).then(carried_proc).transpose()?;
-    Ok(Prepared { launch, tree, proc, default_identity: user.by_default })
-}
-
-/// Lowers the policy for this kernel.
-fn confine(
-    context: &Context,
-    policy: &Policy,
-    record: &Record,
-    program: &str,
-    env: &BTreeMap<String, String>,
-) -> Result<Confinement, Fault> {
-    let spec = &context.spec;
-    let ports = proxy_ports(env);
-    let lowering = molt_policy::Context {
-        workdir: &record.program.cwd,
-        state: &spec.state,
-        program: program.starts_with('/').then_some(program),
-        proxy_ports: &ports,
-        kernel_abi: context.kernel_abi,
-    };
-    let lowered = match policy {
-        Policy::Unconfined => molt_policy::unconfined(),
-        Policy::Written(policy) => molt_policy::lower(policy, &lowering),
-        Policy::Default => {
-            let readable: Vec<&str> =
-                [program, record.program.cwd.as_str()].into_iter().filter(|path| path.starts_with('/')).collect();
-            molt_policy::lower(&molt_policy::default_policy_for(&spec.state, &readable), &lowering)
-        }
-    };
-    if lowered.unmet.is_empty() {
-        Ok(lowered.confinement)
-    } else {
-        Err(Fault::new(Code::PolicyUnmet, lowered.unmet.join("; ")))
-    }
-}
-
-/// Ports of the egress proxy, from the variables programs take it from.
-fn proxy_ports(env: &BTreeMap<String, String>) -> Vec<u16> {
-    ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"]
-        .iter()
-        .filter_map(|name| env.get(*name)?.trim_end_matches('/').rsplit(':').next()?.parse().ok())
-        .collect()
+    let sections = confine::sections(context, &policy);
+    Ok(Prepared { launch, tree, proc, default_identity: user.by_default, notes: lowered.notes, sections })
 }
 
 /// Whether the workload's user can write its state; the line that mends it if not.
@@ -403,8 +419,9 @@ fn writable(path: &str, source: &OwnedFd, identity: &Identity) -> Result<(), Fau
     ))
 }
 
-fn sealed(launch: &Launch) -> rustix::io::Result<OwnedFd> {
-    let bytes = serde_json::to_vec(launch).unwrap_or_default();
+/// A document that nobody can change any more.
+pub(crate) fn sealed(document: &impl Serialize) -> rustix::io::Result<OwnedFd> {
+    let bytes = serde_json::to_vec(document).unwrap_or_default();
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = match memfd_create("molt-launch", flags | MemfdFlags::NOEXEC_SEAL) {
         Err(Errno::INVAL) => memfd_create("molt-launch", flags),
@@ -420,9 +437,14 @@ fn sealed(launch: &Launch) -> rustix::io::Result<OwnedFd> {
     Ok(file)
 }
 
+/// A mount of one file that is good for nothing but being connected to.
 fn clone_file(node: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    use molt_sys::mount::{Attributes, Propagation, set_attributes};
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    open_tree(node, "", flags)
+    let mount = open_tree(node, "", flags)?;
+    let attributes = Attributes::NOSUID.and(Attributes::NODEV).and(Attributes::NOEXEC);
+    set_attributes(&mount, attributes, Propagation::Private).map_err(|error| error.errno)?;
+    Ok(mount)
 }
 
 /// PID 1's `/proc`, read-only, where the kernel refuses a fresh one.

@@ -4,7 +4,7 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use molt_core::{
@@ -16,6 +16,7 @@ use molt_core::{
 use molt_oci::{LayerState, Progress, Resolved};
 
 use super::{Context, Fault};
+use crate::timer::Instant;
 
 /// Fetches what is missing, and keeps manifest and config.
 pub(crate) async fn fetch(context: &Context, id: UpdateId, resolved: &Resolved) -> Result<Vec<LayerName>, Fault> {
@@ -24,14 +25,17 @@ pub(crate) async fn fetch(context: &Context, id: UpdateId, resolved: &Resolved) 
     };
     let progress = Teller::new(context, Some(id), resolved.layers.len());
     let deadline = context.spec.update.pull_deadline.as_duration();
-    let fetched = tokio::time::timeout(deadline, context.client.fetch(resolved, &store.content, &progress))
+    let fetched = crate::timer::timeout(deadline, Box::pin(context.client.fetch(resolved, &store.content, &progress)))
         .await
         .map_err(|_| {
             let message = format!("the layers were not there after {} s (update.pullDeadline)", deadline.as_secs());
             Fault::new(Code::DeadlineExceeded, message)
         })??;
-    // Unpacking is done: its buffers go back to the kernel.
+    // What came from the network goes back to the kernel.
     molt_sys::memory::trim();
+    for wall in context.client.degraded() {
+        context.events.publish(Some(id), What::Warning { message: format!("unpacking: {wall}") });
+    }
     let name = |layer: &molt_oci::LayerId| LayerName { diff_id: layer.diff_id(), folder: layer.to_string() };
     Ok(fetched.layers.iter().rev().map(name).collect())
 }
@@ -62,7 +66,8 @@ impl Progress for Teller {
         let now = Instant::now();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(last) = told.get_mut(index) else { return };
-        if last.is_some_and(|(before, at)| before == state && now.duration_since(at) < EVERY && done < total) {
+        if last.is_some_and(|(before, at)| before == state && now.saturating_duration_since(at) < EVERY && done < total)
+        {
             return;
         }
         *last = Some((state, now));

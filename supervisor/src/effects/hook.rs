@@ -30,7 +30,7 @@ pub(crate) fn environment(name: &str, attempt: Option<&Attempt>) -> BTreeMap<Str
 pub(crate) async fn run(hook: &Hook, init: &Arc<Init>, env: BTreeMap<String, String>) -> Result<(), String> {
     let timeout = hook.timeout.as_duration();
     let limit = format!("`{}` took longer than {} s", hook.exec.command.join(" "), timeout.as_secs());
-    tokio::time::timeout(timeout, within(hook, init, env)).await.unwrap_or(Err(limit))
+    crate::timer::timeout(timeout, within(hook, init, env)).await.unwrap_or(Err(limit))
 }
 
 async fn within(hook: &Hook, init: &Arc<Init>, env: BTreeMap<String, String>) -> Result<(), String> {
@@ -40,7 +40,7 @@ async fn within(hook: &Hook, init: &Arc<Init>, env: BTreeMap<String, String>) ->
     rustix::io::ioctl_fionbio(&read, true).map_err(errno)?;
     let (id, ended) = init.exec(hook.exec.command.clone(), env, false, [null.as_fd(), write.as_fd(), write.as_fd()]);
     drop(write);
-    let guard = KillOnDrop { init: Arc::clone(init), id };
+    let guard = KillOnDrop::of(init, id);
     let pipe = crate::watch::readable(read).map_err(|error| error.to_string())?;
     let output = async {
         let mut kept = Vec::new();
@@ -68,14 +68,14 @@ async fn within(hook: &Hook, init: &Arc<Init>, env: BTreeMap<String, String>) ->
             status = &mut ended => break status.map_err(|_| "the generation went away".to_owned())?,
         }
     };
-    std::mem::forget(guard);
+    guard.ended();
     if status == 0 {
         return Ok(());
     }
     let printed = match printed {
         Some(printed) => printed,
         // The hook has ended; what it left in the pipe is read without waiting for whoever still holds it.
-        None => tokio::time::timeout(std::time::Duration::from_millis(50), output).await.unwrap_or_default(),
+        None => crate::timer::timeout(std::time::Duration::from_millis(50), output).await.unwrap_or_default(),
     };
     let printed = String::from_utf8_lossy(&printed);
     let command = hook.exec.command.join(" ");

@@ -4,6 +4,7 @@
 
 pub(crate) mod arm;
 pub(crate) mod collect;
+pub(crate) mod confine;
 pub(crate) mod fetch;
 pub(crate) mod hook;
 pub(crate) mod plan;
@@ -21,7 +22,8 @@ use tokio::sync::mpsc;
 use crate::{
     observe::{events::EventLog, output::OutputRing},
     rootfs::Parts,
-    store::Store,
+    store::{Store, audit::Audit},
+    triggers::signal::Reaped,
     workload::shim::Shim,
 };
 
@@ -56,6 +58,10 @@ pub(crate) struct Context {
     /// Held for reading from the first layer of an update to its staged generation, for writing by a clean-up: what is
     /// being fetched is in no record yet, and must not be taken for rubbish.
     pub(crate) tidy: Arc<tokio::sync::RwLock<()>>,
+    /// What was run without the confinement.
+    pub(crate) audit: Audit,
+    /// How children of PID 1 ended.
+    pub(crate) reaped: Reaped,
     /// How `/proc` is had.
     pub(crate) proc: molt_core::launch::ProcMode,
 }
@@ -117,6 +123,6 @@ impl From<crate::rootfs::RootError> for Fault {
 
 impl From<crate::store::StoreError> for Fault {
     fn from(error: crate::store::StoreError) -> Self {
-        Self::new(Code::StoreUnusable, format!("failed to {}", chain(&error)))
+        Self::new(error.code(), format!("failed to {}", chain(&error)))
     }
 }

@@ -44,7 +44,7 @@ impl Policy {
     /// Names it.
     pub(crate) fn digest(&self, spec: &Spec) -> Digest {
         match self {
-            Self::Default => molt_policy::default_policy_for(&spec.state, &[]).digest(),
+            Self::Default => molt_policy::default_policy_for(&spec.state).digest(),
             Self::Unconfined => sha256(b"unconfined"),
             Self::Written(policy) => policy.digest(),
         }
@@ -107,6 +107,7 @@ pub(crate) fn settings_digest(spec: &Spec, program: &Program) -> Digest {
         "tty": workload.tty,
         "oomScoreAdj": workload.oom_score_adj,
         "limits": workload.limits,
+        "seccomp": workload.seccomp,
     });
     sha256(settings.to_string().as_bytes())
 }
@@ -136,7 +137,7 @@ pub(crate) fn draft(context: &Context, image: &ImageRef, resolved: &Resolved, po
         let files = policy.filesystem_policy.as_ref();
         for state in &spec.state {
             let named =
-                files.is_none_or(|files| files.read_write.iter().any(|path| crate::rootfs::carry::within(state, path)));
+                files.is_none_or(|files| files.read_write.iter().any(|path| crate::rootfs::table::within(state, path)));
             if !named {
                 warnings.push(format!(
                     "the policy does not let the workload write to its state, {state}: add it to read_write"
@@ -203,7 +204,9 @@ pub(crate) fn view(context: &Context, resolved: &Resolved, draft: &Draft, noop: 
     let Some(store) = context.store.as_ref() else {
         return Err(Fault::new(Code::StoreUnusable, "there is no usable store; see condition Durable"));
     };
-    let need = molt_oci::need(resolved, &store.content);
+    // What runs already needs nothing.
+    let need =
+        if noop { molt_oci::need(resolved, &store.content) } else { context.client.room(resolved, &store.content)? };
     let space = store.content.space()?;
     let image = draft.record.image.clone().unwrap_or_else(|| resolved.reference.clone());
     Ok(PlanView {
@@ -217,6 +220,7 @@ pub(crate) fn view(context: &Context, resolved: &Resolved, draft: &Draft, noop: 
         bytes_on_disk: need.bytes_on_disk_estimate,
         bytes_free: space.bytes_free,
         command: draft.record.program.argv.clone(),
+        wider: Vec::new(),
         warnings: draft.warnings.clone(),
     })
 }

@@ -14,20 +14,21 @@ use molt_core::{
     machine::{Event, Purpose, Run},
     spec::{Action, Health, Probe},
 };
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, sleep_until},
-};
+use tokio::sync::watch;
 
 use super::Answers;
 use crate::{
     clock::mono_ns,
+    timer::{Instant, sleep, sleep_until},
     workload::{
         notify::Said,
         probe::{attempt, describe},
         run::Init,
     },
 };
+
+/// By `EXTEND_TIMEOUT_USEC` a program gets at most so many times its `startupDeadline` in all.
+const MOST_EXTENSION: u32 = 10;
 
 /// The last probe results of a run, oldest first.
 #[derive(Debug, Clone)]
@@ -106,9 +107,10 @@ impl Prover {
         result
     }
 
-    /// Startup, then readiness, within the deadline, which the program may extend.
+    /// Startup, then readiness, within the deadline, which the program may extend, but not for ever.
     async fn become_ready(&mut self) -> Result<(), String> {
-        let deadline = Instant::now() + self.health.startup_deadline.as_duration();
+        let base = self.health.startup_deadline.as_duration();
+        let (deadline, last) = (Instant::now() + base, Instant::now() + base * MOST_EXTENSION);
         for (name, probe) in [("startup", self.health.startup.clone()), ("readiness", self.health.readiness.clone())] {
             let Some(probe) = probe else { continue };
             sleep(probe.initial_delay.as_duration()).await;
@@ -128,12 +130,17 @@ impl Prover {
                         why
                     }
                 };
-                let extended = self.said.borrow().extended_until.map(Instant::from_std);
-                let until = extended.map_or(deadline, |extended| extended.max(deadline));
+                let extended = self.said.borrow().extended_until;
+                let until = extended.map_or(deadline, |extended| extended.clamp(deadline, last));
                 if Instant::now() >= until {
                     let limit = self.health.startup_deadline;
+                    let extended = match until {
+                        until if until == deadline => String::new(),
+                        until if until == last => format!(" and {MOST_EXTENSION} times that, the most it may ask for"),
+                        _ => " and what it asked for beyond".to_owned(),
+                    };
                     return Err(format!(
-                        "not ready within {limit}: the {name} probe ({}) says: {why}",
+                        "not ready within {limit}{extended}: the {name} probe ({}) says: {why}",
                         describe(&probe)
                     ));
                 }

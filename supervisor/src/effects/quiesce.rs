@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use molt_core::machine::{Event, Patience, Run};
 
 use super::Answers;
-use crate::workload::run::Init;
+use crate::{timer::timeout, workload::run::Init};
 
 /// After SIGKILL to the init of a PID namespace, the kernel kills all of it; only a process stuck in the kernel stays.
 const KILLED_WITHIN: Duration = Duration::from_secs(10);
@@ -24,8 +24,10 @@ pub(crate) async fn stop(
 ) {
     let mut gone = init.gone();
     let wait = |limit: Duration, mut gone: tokio::sync::watch::Receiver<bool>| async move {
-        tokio::time::timeout(limit, gone.wait_for(|gone| *gone)).await.is_ok()
+        timeout(limit, gone.wait_for(|gone| *gone)).await.is_ok()
     };
+    // What an operator runs there is not the workload's to wait for.
+    init.shut();
     if let Patience::Grace(asked) = patience {
         init.signal(asked.unwrap_or(signal));
         if wait(grace, gone.clone()).await {

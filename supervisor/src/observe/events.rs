@@ -17,6 +17,9 @@ use molt_core::{
 };
 use tokio::sync::watch;
 
+use super::metrics::Meter;
+use crate::{command::View, timer::Instant};
+
 const KEPT: usize = 1024;
 
 /// Shared by everyone; cheap to clone.
@@ -27,17 +30,18 @@ pub(crate) struct EventLog {
     hushed: Arc<AtomicBool>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ring {
     events: VecDeque<Event>,
     last: u64,
+    meter: Meter,
 }
 
 impl EventLog {
     /// An empty log whose first event has number `after + 1`.
     pub(crate) fn new(after: u64) -> Self {
         Self {
-            inner: Arc::new(Mutex::new(Ring { events: VecDeque::new(), last: after })),
+            inner: Arc::new(Mutex::new(Ring { events: VecDeque::new(), last: after, meter: Meter::new() })),
             last: Arc::new(watch::Sender::new(after)),
             hushed: Arc::default(),
         }
@@ -51,7 +55,9 @@ impl EventLog {
         if ring.events.len() == KEPT {
             ring.events.pop_front();
         }
-        ring.events.push_back(Event { seq, time: crate::observe::log::now(), update, what });
+        let event = Event { seq, time: crate::observe::log::now(), update, what };
+        ring.meter.see(&event, Instant::now());
+        ring.events.push_back(event);
         drop(ring);
         if !self.hushed.load(Ordering::Relaxed) {
             self.last.send_replace(seq);
@@ -80,6 +86,11 @@ impl EventLog {
     pub(crate) fn after(&self, after: u64) -> Vec<Event> {
         let ring = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         ring.events.iter().filter(|event| event.seq > after).cloned().collect()
+    }
+
+    /// What they add up to, with gauges from `view`, in OpenMetrics text.
+    pub(crate) fn metrics(&self, view: &View) -> String {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).meter.text(view)
     }
 
     /// A receiver that changes with each event.

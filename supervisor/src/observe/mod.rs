@@ -1,5 +1,7 @@
-//! What can be watched: events, the workload's output, the supervisor's own log.
+//! What can be watched: events, figures made from them, the workload's output, the supervisor's own log.
 
 pub(crate) mod events;
 pub(crate) mod log;
+pub(crate) mod metrics;
 pub(crate) mod output;
+pub(crate) mod standard;

@@ -15,7 +15,7 @@ const KEPT_BYTES: usize = 1 << 20;
 const LINE_BYTES: usize = 16 << 10;
 
 /// Which stream a line came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Stream {
     /// Standard output.
@@ -25,7 +25,7 @@ pub(crate) enum Stream {
 }
 
 /// One line, without its newline.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub(crate) struct Line {
     /// Rises by one a line.
     pub(crate) seq: u64,

@@ -1,28 +1,28 @@
 //! Which of the container's own mounts every generation sees: resolv.conf, secrets, volumes, `/sys` read-only.
 //!
-//! In: `/proc/self/mountinfo` of PID 1, the spec's exceptions, the paths Molt keeps for itself. Out: mounts held by
-//! descriptor since boot. Must not: carry one that holds anything of Molt's own.
+//! In: PID 1's table of mounts, the spec's exceptions, the paths Molt keeps for itself. Out: mounts held by descriptor
+//! since boot. Must not: carry one that shows anything of Molt's own, by whatever path it is mounted.
 
-use std::os::fd::OwnedFd;
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
 
-use molt_core::{code::Code, spec};
-use molt_sys::mount::{Attributes, Propagation, set_attributes};
+use molt_core::{code::Code, confined::MountMode, spec};
+use molt_sys::{
+    mount::{Attributes, Propagation, set_attributes},
+    mountpoint::Kind,
+};
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, fstat, open},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, open, statx},
     io::Errno,
     mount::{OpenTreeFlags, open_tree},
 };
 
-use super::RootError;
-
-/// What a mount point is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// A folder.
-    Folder,
-    /// Anything else.
-    File,
-}
+use super::{
+    RootError,
+    table::{Mount, Place, Table, within},
+};
 
 /// One mount to carry.
 #[derive(Debug)]
@@ -38,76 +38,59 @@ pub(crate) struct Carried {
     holds_ours: bool,
 }
 
-/// Mount points of `text` (the form of `/proc/self/mountinfo`, proc_pid_mountinfo(5)), outer before inner, those that are
-/// covered left out.
-fn mount_points(text: &str) -> Vec<String> {
-    let mut points: Vec<String> = Vec::new();
-    for line in text.lines() {
-        let Some(point) = line.split(' ').nth(4).map(unescape) else { continue };
-        if !points.contains(&point) {
-            points.push(point);
-        }
-    }
-    points.sort_by_key(|point| (point.matches('/').count(), point.clone()));
-    points
+/// What is carried.
+#[derive(Debug, PartialEq, Eq)]
+struct Choice {
+    point: String,
+    read_only: bool,
+    holds_ours: bool,
 }
 
-fn unescape(text: &str) -> String {
-    let mut out = Vec::new();
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte != b'\\' {
-            out.push(byte);
+/// Chooses, from the table alone. `own` is what Molt keeps for itself.
+fn choose(table: &Table, state: &[String], own: &[Place], exceptions: &[spec::Mount]) -> Vec<Choice> {
+    let mounts = table.visible();
+    let ours = |mount: &Mount| own.iter().any(|place| mount.shows(place));
+    let kernel = |point: &str| ["/proc", "/dev", "/sys"].iter().any(|folder| within(point, folder));
+    let sys = exceptions.iter().find(|mount| mount.path == "/sys").is_none_or(|mount| mount.carry);
+    let mut chosen = Vec::new();
+    for mount in &mounts {
+        let point = mount.point.as_str();
+        let asked = exceptions.iter().find(|exception| exception.path == point);
+        let never = point == "/" || within(point, "/proc") || within(point, "/dev") || (sys && within(point, "/sys"));
+        let by_default = !kernel(point) && !state.iter().any(|state| within(point, state));
+        if never || !asked.map_or(by_default, |asked| asked.carry) {
             continue;
         }
-        let digits: Vec<u8> = bytes.by_ref().take(3).collect();
-        out.push(digits.iter().fold(0u8, |value, digit| value.wrapping_mul(8).wrapping_add(digit.wrapping_sub(b'0'))));
+        if ours(mount) {
+            if asked.is_some() {
+                tracing::warn!(
+                    path = point,
+                    "not carried, although the spec asks for it: it shows something of Molt's own"
+                );
+            }
+            continue;
+        }
+        // What is mounted below it would come along with a mount that can only be had as a whole.
+        let holds_ours = mounts.iter().any(|below| below.point != point && within(&below.point, point) && ours(below));
+        let read_only = asked.is_some_and(|asked| asked.read_only);
+        chosen.push(Choice { point: point.to_owned(), read_only, holds_ours });
     }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-/// Whether `path` is `folder` or below it.
-pub(crate) fn within(path: &str, folder: &str) -> bool {
-    folder == "/" || path == folder || path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
-}
-
-/// The innermost of `points` that holds `path`.
-fn holder<'a>(points: &'a [String], path: &str) -> Option<&'a String> {
-    points.iter().filter(|point| within(path, point)).max_by_key(|point| point.len())
-}
-
-/// Chooses, from mount points alone.
-fn choose(points: &[String], state: &[String], own: &[String], exceptions: &[spec::Mount]) -> Vec<(String, bool)> {
-    let ours: Vec<&String> = own.iter().filter_map(|path| holder(points, path)).collect();
-    let kernel = |point: &str| ["/proc", "/dev", "/sys"].iter().any(|folder| within(point, folder));
-    let mut chosen: Vec<(String, bool)> = points
-        .iter()
-        .filter(|point| {
-            let asked = exceptions.iter().find(|mount| mount.path == **point).map(|mount| mount.carry);
-            let never =
-                point.as_str() == "/" || ours.contains(point) || within(point, "/proc") || within(point, "/dev");
-            let by_default = !kernel(point) && !state.iter().any(|state| within(point, state));
-            !never && asked.unwrap_or(by_default)
-        })
-        .map(|point| {
-            let read_only = exceptions.iter().any(|mount| mount.path == *point && mount.read_only);
-            (point.clone(), read_only)
-        })
-        .collect();
-    let sys = exceptions.iter().find(|mount| mount.path == "/sys").is_none_or(|mount| mount.carry);
-    if sys && points.iter().any(|point| point == "/sys") {
-        chosen.retain(|(point, _)| !within(point, "/sys"));
-        chosen.insert(0, ("/sys".to_owned(), true));
+    if sys && mounts.iter().any(|mount| mount.point == "/sys") {
+        chosen.insert(0, Choice { point: "/sys".to_owned(), read_only: true, holds_ours: false });
     }
     chosen
 }
 
-/// Finds and holds the mounts to carry.
-pub(crate) fn find(state: &[String], own: &[String], exceptions: &[spec::Mount]) -> Result<Vec<Carried>, RootError> {
-    let text = std::fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|error| RootError::new("read", "/proc/self/mountinfo", error, Code::Unsupported))?;
+/// Finds and holds the mounts to carry. `own` are the paths of what Molt keeps for itself.
+pub(crate) fn find(
+    table: &Table,
+    state: &[String],
+    own: &[PathBuf],
+    exceptions: &[spec::Mount],
+) -> Result<Vec<Carried>, RootError> {
+    let own: Vec<Place> = own.iter().filter_map(|path| table.locate(path)).collect();
     let mut carried = Vec::new();
-    for (path, read_only) in choose(&mount_points(&text), state, own, exceptions) {
+    for Choice { point: path, read_only, holds_ours } in choose(table, state, &own, exceptions) {
         let fail = |errno: Errno| RootError::new("hold the mount at", &path, errno, Code::Unsupported);
         let source = match open(&path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
             Ok(source) => source,
@@ -115,18 +98,25 @@ pub(crate) fn find(state: &[String], own: &[String], exceptions: &[spec::Mount])
             Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => continue,
             Err(errno) => return Err(fail(errno)),
         };
-        let kind = match FileType::from_raw_mode(fstat(&source).map_err(fail)?.st_mode) {
+        // What kind it is the kernel knows without asking a server that may not answer.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = statx(&source, "", flags, StatxFlags::TYPE).map_err(fail)?;
+        let kind = match FileType::from_raw_mode(stat.stx_mode.into()) {
             FileType::Directory => Kind::Folder,
             _ => Kind::File,
         };
         let recursive = path == "/sys";
-        let holds_ours = own.iter().any(|ours| within(ours, &path));
         carried.push(Carried { path, kind, source, read_only, recursive, holds_ours });
     }
     Ok(carried)
 }
 
 impl Carried {
+    /// What it allows, whatever Landlock says.
+    pub(crate) fn mode(&self) -> MountMode {
+        if self.read_only { MountMode::ReadOnly } else { MountMode::ReadWrite }
+    }
+
     /// A detached clone, nosuid,nodev, that still follows changes below it.
     pub(crate) fn clone_mount(&self) -> Result<OwnedFd, RootError> {
         let fail = |errno: Errno| RootError::new("clone the mount at", &self.path, errno, Code::Unsupported);
@@ -142,7 +132,17 @@ impl Carried {
                 errno => Err(errno),
             })
         };
-        let mount = mount.map_err(fail)?;
+        let mount = mount.map_err(|errno| match errno {
+            Errno::INVAL if self.holds_ours => {
+                let why = format!(
+                    "it comes only together with what is mounted below it, and some of that is Molt's own; \
+                     spec.mounts: [{{path: {}, carry: false}}]",
+                    self.path
+                );
+                RootError::new("clone the mount at", &self.path, why, Code::Unsupported)
+            }
+            errno => fail(errno),
+        })?;
         let mut attributes = Attributes::NOSUID.and(Attributes::NODEV);
         if self.read_only {
             attributes = attributes.and(Attributes::RDONLY);
@@ -153,9 +153,22 @@ impl Carried {
 }
 
 /// Whether `path` is a mount point of PID 1's namespace.
-pub(crate) fn is_mount_point(path: &str) -> bool {
-    std::fs::read_to_string("/proc/self/mountinfo")
-        .is_ok_and(|text| mount_points(&text).iter().any(|point| point == path))
+pub(crate) fn is_mount_point(table: &Table, path: &str) -> bool {
+    table.visible().iter().any(|mount| mount.point == path)
+}
+
+/// The first of `own` that would be shown with the state at one of `state`: there itself, or mounted below it.
+pub(crate) fn shown_with_state<'a>(table: &Table, state: &'a [String], own: &Path) -> Option<&'a String> {
+    let place = table.locate(own)?;
+    state.iter().find(|state| {
+        let real = std::fs::canonicalize(state).unwrap_or_else(|_| PathBuf::from(state.as_str())).display().to_string();
+        let itself = table.locate(Path::new(state)).is_some_and(|folder| place.is_in(&folder));
+        itself
+            || table
+                .visible()
+                .iter()
+                .any(|mount| within(&mount.point, &real) && mount.point != real && mount.shows(&place))
+    })
 }
 
 /// An `O_PATH` descriptor of PID 1's own view of `path`.
@@ -187,25 +200,47 @@ mod tests {
         items.iter().map(|item| (*item).to_owned()).collect()
     }
 
+    fn places(table: &Table, paths: &[&str]) -> Vec<Place> {
+        paths.iter().filter_map(|path| table.place(path, None)).collect()
+    }
+
     #[test]
     fn what_molt_keeps_for_itself_is_never_carried() {
-        let own = text(&["/var/lib/molt", "/run/secrets/pull/config.json", "/etc/molt/sandbox.yaml"]);
-        let chosen = choose(&mount_points(INFO), &text(&["/sandbox/state"]), &own, &[]);
-        let paths: Vec<&str> = chosen.iter().map(|(path, _)| path.as_str()).collect();
+        let table = Table::parse(INFO);
+        let own = places(&table, &["/var/lib/molt", "/run/secrets/pull/config.json", "/etc/molt/sandbox.yaml"]);
+        let chosen = choose(&table, &text(&["/sandbox/state"]), &own, &[]);
+        let paths: Vec<&str> = chosen.iter().map(|choice| choice.point.as_str()).collect();
         let expected =
             ["/sys", "/run", "/etc/resolv.conf", "/mnt/with space", "/var/run/secrets/kubernetes.io/serviceaccount"];
         assert_eq!(paths, expected);
-        assert_eq!(chosen.first(), Some(&("/sys".to_owned(), true)));
+        assert!(chosen.iter().all(|choice| choice.read_only == (choice.point == "/sys")));
+        assert!(chosen.iter().all(|choice| choice.holds_ours == (choice.point == "/run")));
+    }
+
+    #[test]
+    fn a_second_mount_of_what_is_molt_s_is_not_carried() {
+        let again =
+            "35 22 8:1 / /mnt/disk rw - ext4 /dev/sda1 rw\n36 22 8:1 /store/blobs /mnt/blobs rw - ext4 /dev/sda1 rw\n";
+        let table = Table::parse(&format!("{INFO}{again}"));
+        let own = places(&table, &["/var/lib/molt"]);
+        let asked = [spec::Mount { path: "/mnt/disk".to_owned(), carry: true, read_only: true }];
+        let chosen = choose(&table, &text(&["/sandbox/state"]), &own, &asked);
+        assert!(
+            !chosen.iter().any(|choice| ["/mnt/disk", "/mnt/blobs"].contains(&choice.point.as_str())),
+            "{chosen:?}"
+        );
+        assert!(chosen.iter().any(|choice| choice.point == "/etc/resolv.conf"), "another folder of the same disk");
     }
 
     #[test]
     fn the_spec_s_exceptions_hold_except_for_molt_s_own() {
-        let own = text(&["/var/lib/molt"]);
+        let table = Table::parse(INFO);
+        let own = places(&table, &["/var/lib/molt"]);
         let mount = |path: &str, carry, read_only| spec::Mount { path: path.to_owned(), carry, read_only };
         let exceptions =
             [mount("/run", false, false), mount("/etc/resolv.conf", true, true), mount("/var/lib/molt", true, false)];
-        let chosen = choose(&mount_points(INFO), &text(&["/sandbox/state"]), &own, &exceptions);
-        assert!(chosen.contains(&("/etc/resolv.conf".to_owned(), true)));
-        assert!(!chosen.iter().any(|(path, _)| path == "/run" || path == "/var/lib/molt"));
+        let chosen = choose(&table, &text(&["/sandbox/state"]), &own, &exceptions);
+        assert!(chosen.iter().any(|choice| choice.point == "/etc/resolv.conf" && choice.read_only));
+        assert!(!chosen.iter().any(|choice| choice.point == "/run" || choice.point == "/var/lib/molt"));
     }
 }

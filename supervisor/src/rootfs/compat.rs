@@ -31,6 +31,11 @@ pub(super) fn pretend_older_than(major: u32, minor: u32) -> bool {
         .is_some_and(|kernel| kernel < (major, minor))
 }
 
+/// Reads the variable now: PID 1 forgets its environment.
+pub(crate) fn remember_pretended_kernel() {
+    let _ = pretend_older_than(0, 0);
+}
+
 /// Where an overlay is mounted on kernels that cannot clone a detached one.
 #[derive(Debug)]
 pub(super) struct Anchor(PathBuf);

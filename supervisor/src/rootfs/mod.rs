@@ -8,6 +8,7 @@ pub(crate) mod carry;
 mod compat;
 mod overlay;
 pub(crate) mod place;
+pub(crate) mod table;
 pub(crate) mod users;
 
 use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
@@ -19,6 +20,8 @@ use rustix::{
     io::Errno,
     mount::{OpenTreeFlags, open_tree},
 };
+
+pub(crate) use compat::remember_pretended_kernel;
 
 use crate::store::Store;
 
@@ -48,6 +51,26 @@ impl RootError {
 pub(crate) struct Rootfs {
     mount: OwnedFd,
     anchor: Option<compat::Anchor>,
+}
+
+/// Holds a root until a worker lets go of it. The last one to let go takes the root apart, for which the kernel may write
+/// a file system back: the thread that serves must not be that one, whichever way its future ends.
+#[derive(Debug)]
+pub(crate) struct LetGoAside(Option<Arc<Rootfs>>);
+
+impl LetGoAside {
+    /// Of `rootfs`; to be dropped after every other reference of this thread.
+    pub(crate) fn of(rootfs: &Arc<Rootfs>) -> Self {
+        Self(Some(Arc::clone(rootfs)))
+    }
+}
+
+impl Drop for LetGoAside {
+    fn drop(&mut self) {
+        if let Some(rootfs) = self.0.take() {
+            crate::aside::start("let go", move || drop(rootfs));
+        }
+    }
 }
 
 /// One kept folder.
@@ -106,16 +129,22 @@ impl Rootfs {
         let root = root.map_err(|errno| RootError::new("clone", "the generation's root", errno, Code::Internal))?;
         apart(&root)?;
         let mut late = Vec::new();
-        for carried in &parts.carried {
+        // The state before what it does not lie in: where it is mounted, no link of the image leads another mount.
+        let (holds_state, others): (Vec<_>, Vec<_>) = parts
+            .carried
+            .iter()
+            .partition(|carried| parts.state.iter().any(|state| table::within(&state.path, &carried.path)));
+        let carry = |carried: &carry::Carried, late: &mut Vec<(String, OwnedFd)>| {
             let target = place::for_carried(&root, &carried.path, carried.kind)?;
-            let mount = carried.clone_mount()?;
-            compat::attach(mount, &target, &carried.path, &mut late)?;
-        }
+            compat::attach(carried.clone_mount()?, &target, &carried.path, late)
+        };
+        holds_state.into_iter().try_for_each(|carried| carry(carried, &mut late))?;
         for state in &parts.state {
             let target = place::for_state(&root, &state.path)?;
             let mount = clone_state(state)?;
             compat::attach(mount, &target, &state.path, &mut late)?;
         }
+        others.into_iter().try_for_each(|carried| carry(carried, &mut late))?;
         Ok(Tree { root, late })
     }
 

@@ -3,12 +3,15 @@
 //! In: layer folders top first, upper and work folder, all by descriptor. Out: a detached mount, nosuid,nodev. Must not:
 //! follow redirects or metacopy marks, which a hostile layer could carry.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::{
+    collections::HashSet,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+};
 
 use molt_core::{code::Code, generation::Record, ids::Generation};
 use molt_oci::XattrNamespace;
 use rustix::{
-    fs::{Mode, OFlags, mkdirat, openat},
+    fs::{Mode, OFlags, fgetxattr, mkdirat, openat},
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag,
@@ -28,10 +31,20 @@ pub(super) fn mount(store: &Store, parts: &Parts, record: &Record) -> Result<Own
     if number == Generation(0) {
         lowers.push(compat::own_root(parts)?);
     }
+    let mut seen = HashSet::new();
     for layer in &record.layers {
+        // overlayfs takes a folder once. The same layer further down shows nothing that it does not show on top.
+        if !seen.insert(&layer.folder) {
+            continue;
+        }
         let id = layer.folder.parse().map_err(|error| fail("find", format!("{error}"), Code::StoreUnusable))?;
         let layer = store.content.layer(&id).map_err(|error| fail("open", error.to_string(), Code::StoreUnusable))?;
+        let hides = hides_all_below(&layer, store.content.xattrs())
+            .map_err(|errno| fail("read", format!("{id}: {errno}"), Code::StoreUnusable))?;
         lowers.push(layer);
+        if hides {
+            break;
+        }
     }
     let open = |name: &str| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -48,6 +61,17 @@ pub(super) fn mount(store: &Store, parts: &Parts, record: &Record) -> Result<Own
     let (upper, work) = (open("upper")?, open("work")?);
     build(&lowers, &upper, &work, store.content.xattrs())
         .map_err(|(step, errno)| fail(step, errno.to_string(), Code::StoreUnusable))
+}
+
+/// Whether the root of a layer is opaque. overlayfs does not look at the mark there.
+fn hides_all_below(layer: &OwnedFd, xattrs: XattrNamespace) -> rustix::io::Result<bool> {
+    let root = openat(layer, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut value = [0u8; 1];
+    match fgetxattr(&root, xattrs.opaque(), &mut value[..]) {
+        Ok(length) => Ok(length == 1 && value == *b"y"),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 type Named<T> = Result<T, (&'static str, Errno)>;

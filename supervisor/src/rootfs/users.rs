@@ -44,7 +44,13 @@ fn refuse(about: &str, why: &str) -> RootError {
     RootError::new("resolve user", about, why, Code::UserInvalid)
 }
 
-fn find(passwd: &str, groups: &str, wanted: Option<&UserRef>, group: Option<&Principal>) -> Result<User, RootError> {
+/// The same from the text of both files.
+pub(crate) fn find(
+    passwd: &str,
+    groups: &str,
+    wanted: Option<&UserRef>,
+    group: Option<&Principal>,
+) -> Result<User, RootError> {
     let by_default = wanted.is_none() && entry(passwd, "sandbox").is_none();
     let sandbox = Principal::Name("sandbox".to_owned());
     let principal = match wanted {
@@ -80,6 +86,10 @@ fn find(passwd: &str, groups: &str, wanted: Option<&UserRef>, group: Option<&Pri
         None if by_default => DEFAULT_ID,
         None => found.as_ref().and_then(|fields| number(fields, 3)).unwrap_or(uid),
     };
+    // setresgid(2) takes it for "leave as it is".
+    if gid == u32::MAX {
+        return Err(refuse("4294967295", "is not a group id"));
+    }
     let name = found.as_ref().and_then(|fields| fields.first().cloned());
     let member = |fields: &Vec<String>| {
         let members = fields.get(3).map_or("", String::as_str);
@@ -155,5 +165,15 @@ mod tests {
         assert!(of("mallory").is_err());
         assert!(of("bad").is_err());
         assert!(of("1000:nogroup").is_err());
+    }
+
+    #[test]
+    fn a_group_that_means_leave_it_as_it_is_is_refused() {
+        let (passwd, group) = ("a:x:1000:4294967295::/:\nb:x:4294967295:1::/:\n", "c:x:4294967295:\n");
+        for wanted in ["a", "1000", "b", "1000:c"] {
+            let found = find(passwd, group, Some(&wanted.parse().unwrap()), None);
+            assert!(found.is_err(), "{wanted}: {found:?}");
+        }
+        assert!(find(passwd, group, None, Some(&Principal::Name("c".into()))).is_err());
     }
 }

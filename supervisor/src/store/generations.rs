@@ -1,7 +1,7 @@
 //! `generations/N/`: record, policy, upper and work folder, and the mark that it was confirmed once.
 //!
-//! In: records. Out: records, descriptors. Must not: change a record, or leave half of one: a generation is made under
-//! another name, synced, and renamed.
+//! In: records. Out: records, descriptors. Must not: change a record, or leave half of one; the order of writes, syncs
+//! and the rename is [`molt_core::publish`]'s.
 
 use std::{
     collections::BTreeMap,
@@ -10,20 +10,21 @@ use std::{
 };
 
 use molt_core::{
+    confined::{self, InForce},
     generation::{Record, VERSION},
     ids::Generation,
+    journal::Shelved,
+    publish::{self, CONFIRMED, POLICY, RECORD, Shelf},
 };
 use rustix::{
-    fs::{AtFlags, Dir, Mode, OFlags, fsync, mkdirat, openat, renameat, statat},
+    fs::{AtFlags, Dir, Mode, OFlags, fsync, mkdirat, openat, renameat, statat, unlinkat},
     io::Errno,
 };
 
 use super::{Store, StoreError};
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-const RECORD: &str = "generation.json";
-const POLICY: &str = "policy.yaml";
-const CONFIRMED: &str = "confirmed";
+const CONFINEMENT: &str = "confinement.json";
 const LARGEST: u64 = 8 << 20;
 
 impl Store {
@@ -34,43 +35,21 @@ impl Store {
 
     /// Makes a generation durable: folders, record, policy; synced before it has its name.
     pub(crate) fn stage(&self, record: &Record, policy: &str) -> Result<(), StoreError> {
-        let number = record.generation;
-        let new = format!("{number}.new");
-        self.discard(&new)?;
-        mkdirat(&self.generations, &new, Mode::from_raw_mode(0o700)).map_err(self.failed("make", number))?;
-        let folder = openat(&self.generations, &new, FOLDER, Mode::empty()).map_err(self.failed("open", number))?;
-        for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
-            mkdirat(&folder, name, Mode::from_raw_mode(mode)).map_err(self.failed("make", number))?;
-            // The upper folder is the generation's `/`: a store with a set-group-id bit must not show in it.
-            let made = openat(&folder, name, FOLDER, Mode::empty()).map_err(self.failed("open", number))?;
-            let root = (Some(rustix::fs::Uid::ROOT), Some(rustix::fs::Gid::ROOT));
-            rustix::fs::fchown(&made, root.0, root.1)
-                .and_then(|()| rustix::fs::fchmod(&made, Mode::from_raw_mode(mode)))
-                .map_err(self.failed("own", number))?;
-        }
-        let text = serde_json::to_vec_pretty(record).unwrap_or_default();
-        write(&folder, RECORD, &text).map_err(self.failed("write", number))?;
-        write(&folder, POLICY, policy.as_bytes()).map_err(self.failed("write", number))?;
-        fsync(&folder).map_err(self.failed("sync", number))?;
-        self.sync()?;
-        // A folder of that number is one whose trial was never recorded.
-        self.discard(&number.to_string())?;
-        renameat(&self.generations, &new, &self.generations, number.to_string())
-            .map_err(self.failed("name", number))?;
-        fsync(&self.generations).map_err(self.failed("sync", number))
+        publish::publish(&mut Folder { store: self, number: record.generation }, record, policy)
     }
 
     /// Marks a generation as confirmed, durably.
     pub(crate) fn mark(&self, generation: Generation) -> Result<(), StoreError> {
-        let folder = self.folder(generation)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file =
-            openat(&folder, CONFIRMED, flags, Mode::from_raw_mode(0o600)).map_err(self.failed("mark", generation))?;
-        fsync(&file).and_then(|()| fsync(&folder)).map_err(self.failed("sync", generation))
+        publish::mark(&mut Folder { store: self, number: generation }, generation)
+    }
+
+    /// Takes the mark away again.
+    pub(crate) fn unmark(&self, generation: Generation) -> Result<(), StoreError> {
+        publish::unmark(&mut Folder { store: self, number: generation }, generation)
     }
 
     /// Whether a generation was confirmed once.
-    pub(crate) fn marked(&self, generation: Generation) -> bool {
+    fn marked(&self, generation: Generation) -> bool {
         statat(&self.generations, format!("{generation}/{CONFIRMED}"), AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
@@ -86,9 +65,37 @@ impl Store {
         read(&folder, POLICY).map_err(self.failed("read the policy of", generation))
     }
 
-    /// Every whole generation in the store; what is not whole is thrown away.
-    pub(crate) fn known(&self) -> Result<BTreeMap<Generation, Record>, StoreError> {
-        let mut known = BTreeMap::new();
+    /// What confined it when it was armed last; none where that was not kept, cannot be read, or is of a later version.
+    pub(crate) fn confinement(&self, generation: Generation) -> Option<InForce> {
+        let folder = self.folder(generation).ok()?;
+        let in_force: InForce = serde_json::from_str(&read(&folder, CONFINEMENT).ok()?).ok()?;
+        (in_force.version <= confined::VERSION).then_some(in_force)
+    }
+
+    /// Keeps what confines it: under another name, synced, and renamed. Writes nothing where it is there already.
+    pub(crate) fn keep_confinement(&self, generation: Generation, in_force: &InForce) -> Result<(), StoreError> {
+        if self.confinement(generation).as_ref() == Some(in_force) {
+            return Ok(());
+        }
+        let folder = self.folder(generation)?;
+        let new = format!("{CONFINEMENT}.new");
+        let text = serde_json::to_vec(in_force).unwrap_or_default();
+        write(&folder, &new, &text)
+            .and_then(|()| renameat(&folder, &new, &folder, CONFINEMENT))
+            .and_then(|()| fsync(&folder))
+            .inspect_err(|_| {
+                let _ = unlinkat(&folder, &new, AtFlags::empty());
+            })
+            .map_err(self.failed("keep the confinement of", generation))
+    }
+
+    /// Every whole generation in the store, and what a start without a journal needs; what is not whole is thrown away.
+    pub(crate) fn known(&self) -> Result<(BTreeMap<Generation, Record>, Shelved), StoreError> {
+        let (mut known, mut shelved) = (BTreeMap::new(), Shelved::default());
+        // A name may be in the page cache alone: given by a process that was killed before it synced the folder.
+        if let Err(errno) = fsync(&self.generations) {
+            tracing::warn!(%errno, "failed to sync the names of the generations");
+        }
         let names: Vec<String> = Dir::read_from(&self.generations)
             .map_err(self.failed("list", Generation(0)))?
             .filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned))
@@ -97,7 +104,11 @@ impl Store {
         for name in names {
             match name.parse::<Generation>() {
                 Ok(number) => {
+                    shelved.highest = shelved.highest.max(number.0);
                     if let Some(record) = self.record(number) {
+                        if self.marked(number) {
+                            shelved.marked = shelved.marked.max(Some(number));
+                        }
                         known.insert(number, record);
                     } else {
                         tracing::warn!(generation = number.0, "generation without a readable record is ignored");
@@ -106,7 +117,7 @@ impl Store {
                 Err(_) => self.discard(&name)?,
             }
         }
-        Ok(known)
+        Ok((known, shelved))
     }
 
     fn record(&self, number: Generation) -> Option<Record> {
@@ -124,16 +135,82 @@ impl Store {
         if statat(&self.generations, name, AtFlags::SYMLINK_NOFOLLOW).is_err() {
             return Ok(());
         }
-        self.content
-            .discard(&self.generations, name.as_bytes())
-            .map_err(|error| StoreError::Content(format!("{}/generations/{name}", self.path.display()), error))
+        let path = || format!("{}/generations/{name}", self.path.display());
+        self.content.discard(&self.generations, name.as_bytes()).map_err(|error| StoreError::Content(path(), error))?;
+        // Before anything of it is removed: a power cut brings back all of it, or nothing.
+        fsync(&self.generations).map_err(|errno| StoreError::Call { verb: "forget", path: path(), errno })
+    }
+}
+
+/// `generations/` as [`publish`] wants it, for one generation: its number is for messages.
+struct Folder<'a> {
+    store: &'a Store,
+    number: Generation,
+}
+
+impl Folder<'_> {
+    fn open(&self, name: &str) -> Result<OwnedFd, StoreError> {
+        openat(&self.store.generations, name, FOLDER, Mode::empty()).map_err(self.store.failed("open", self.number))
+    }
+}
+
+impl Shelf for Folder<'_> {
+    type Error = StoreError;
+
+    fn discard(&mut self, name: &str) -> Result<(), StoreError> {
+        self.store.discard(name)
+    }
+
+    fn make(&mut self, name: &str) -> Result<(), StoreError> {
+        let failed = |verb| self.store.failed(verb, self.number);
+        mkdirat(&self.store.generations, name, Mode::from_raw_mode(0o700)).map_err(failed("make"))?;
+        let folder = self.open(name)?;
+        for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
+            mkdirat(&folder, name, Mode::from_raw_mode(mode)).map_err(failed("make"))?;
+            // The upper folder is the generation's `/`: a store with a set-group-id bit must not show in it.
+            let made = openat(&folder, name, FOLDER, Mode::empty()).map_err(failed("open"))?;
+            let root = (Some(rustix::fs::Uid::ROOT), Some(rustix::fs::Gid::ROOT));
+            rustix::fs::fchown(&made, root.0, root.1)
+                .and_then(|()| rustix::fs::fchmod(&made, Mode::from_raw_mode(mode)))
+                .map_err(failed("own"))?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, name: &str, file: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let folder = self.open(name)?;
+        write(&folder, file, bytes).map_err(self.store.failed("write", self.number))
+    }
+
+    fn unlink(&mut self, name: &str, file: &str) -> Result<(), StoreError> {
+        match unlinkat(&self.open(name)?, file, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(self.store.failed("unmark", self.number)(errno)),
+        }
+    }
+
+    fn sync(&mut self, name: &str) -> Result<(), StoreError> {
+        fsync(&self.open(name)?).map_err(self.store.failed("sync", self.number))
+    }
+
+    fn sync_store(&mut self) -> Result<(), StoreError> {
+        self.store.sync()
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> Result<(), StoreError> {
+        let folder = &self.store.generations;
+        renameat(folder, from, folder, to).map_err(self.store.failed("name", self.number))
+    }
+
+    fn sync_names(&mut self) -> Result<(), StoreError> {
+        fsync(&self.store.generations).map_err(self.store.failed("sync", self.number))
     }
 }
 
 fn write(folder: &OwnedFd, name: &str, bytes: &[u8]) -> rustix::io::Result<()> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file = std::fs::File::from(openat(folder, name, flags, Mode::from_raw_mode(0o600))?);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    let mut file = std::fs::File::from(openat(folder, name, flags, Mode::from_raw_mode(0o600))?);
     file.write_all(bytes).map_err(errno)?;
     file.sync_all().map_err(errno)
 }

@@ -3,6 +3,7 @@
 //! In: a path, once, at boot; afterwards descriptors only. Out: journal, generations, history, and the content store of
 //! `molt-oci`. Must not: be used by two processes, or live on a file system that cannot hold an overlay's upper folder.
 
+pub(crate) mod audit;
 pub(crate) mod generations;
 pub(crate) mod history;
 pub(crate) mod journal;
@@ -12,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use molt_core::code::Code;
 use rustix::{
     fs::{CWD, FlockOperation, Mode, OFlags, flock, fstatfs, mkdirat, openat},
     io::Errno,
@@ -59,6 +61,15 @@ impl StoreError {
             Self::ReadOnly(_) => "mount the volume read-write",
             Self::Locked(_) => "stop the other molt, or give this one a store of its own with --store",
             Self::Call { .. } | Self::Content(..) => "look at the folder's owner and mode; it must be root's alone",
+        }
+    }
+
+    /// The stable code: a full disk has one of its own.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Call { errno: Errno::NOSPC | Errno::DQUOT, .. } => Code::NoSpace,
+            Self::Content(_, error) => error.code(),
+            _ => Code::StoreUnusable,
         }
     }
 

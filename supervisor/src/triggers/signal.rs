@@ -2,9 +2,14 @@
 //!
 //! In: a signalfd. Out: what the dispatcher must know. Must not: run anything in a signal handler.
 
-use std::os::fd::OwnedFd;
+use std::{
+    collections::VecDeque,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use rustix::process::{WaitOptions, wait};
+use molt_oci::unpacker::Ended;
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 use tokio::io::unix::AsyncFd;
 
 /// SIGHUP SIGINT SIGQUIT SIGUSR1 SIGUSR2 SIGTERM SIGCHLD SIGWINCH. signal(7).
@@ -19,29 +24,62 @@ pub(crate) enum Asked {
     Forward(i32),
 }
 
+/// The last children that were reaped, for whoever started one and comes too late to wait for it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reaped(Arc<Mutex<VecDeque<(Pid, Ended)>>>);
+
+/// More than can end before whoever started one comes to look: [`reap`] makes way after [`REAP_A_TURN`].
+const REAPED: usize = 4 * REAP_A_TURN;
+
+impl Reaped {
+    /// How the child `pid` ended.
+    pub(crate) fn ended(&self, pid: Pid) -> Option<Ended> {
+        let ended = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.iter().rev().find(|(of, _)| *of == pid).map(|(_, ended)| *ended)
+    }
+
+    /// Takes one child off the process table. Under the lock, so that who finds it gone finds it here.
+    fn reap(&self) -> rustix::io::Result<Option<(Pid, WaitStatus)>> {
+        let mut ended = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let child = wait(WaitOptions::NOHANG)?;
+        if let Some((pid, status)) = child
+            && let Some(how) = status.terminating_signal().map(Ended::Signal).or(status.exit_status().map(Ended::Exit))
+        {
+            if ended.len() >= REAPED {
+                ended.pop_front();
+            }
+            ended.push_back((pid, how));
+        }
+        Ok(child)
+    }
+}
+
 /// The signals of this process.
 #[derive(Debug)]
-pub(crate) struct Signals(AsyncFd<OwnedFd>);
+pub(crate) struct Signals {
+    fd: AsyncFd<OwnedFd>,
+    reaped: Reaped,
+}
 
 /// Most children reaped in one turn.
 const REAP_A_TURN: usize = 256;
 
 impl Signals {
     /// Takes over the descriptor made before the first thread was.
-    pub(crate) fn new(fd: OwnedFd) -> std::io::Result<Self> {
-        crate::watch::readable(fd).map(Self)
+    pub(crate) fn new(fd: OwnedFd, reaped: Reaped) -> std::io::Result<Self> {
+        Ok(Self { fd: crate::watch::readable(fd)?, reaped })
     }
 
     /// Waits for the next signal that asks for something; children are reaped on the way.
     pub(crate) async fn next(&self) -> Asked {
         loop {
-            let Ok(mut ready) = self.0.readable().await else { std::future::pending().await };
+            let Ok(mut ready) = self.fd.readable().await else { std::future::pending().await };
             // An init that ended is known by its pidfd too, and who waits for that comes first: reaping takes longer than
             // opening a gate. Nothing has been taken yet, so this may be dropped here.
             tokio::task::yield_now().await;
-            match molt_sys::signal::receive(self.0.get_ref()) {
+            match molt_sys::signal::receive(self.fd.get_ref()) {
                 Ok(Some(received)) => match received.signal {
-                    17 => reap().await,
+                    17 => reap(&self.reaped).await,
                     signal @ (2 | 3 | 15) => return Asked::Stop(signal),
                     signal => return Asked::Forward(signal),
                 },
@@ -53,10 +91,10 @@ impl Signals {
 
 /// Every child of PID 1: launchers, inits, and orphans of whoever was exec'd into the container. Which of them was an
 /// init its pidfd tells.
-async fn reap() {
+async fn reap(reaped: &Reaped) {
     loop {
         for _ in 0..REAP_A_TURN {
-            match wait(WaitOptions::NOHANG) {
+            match reaped.reap() {
                 Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
                 Ok(None) | Err(_) => return,
             }

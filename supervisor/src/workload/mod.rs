@@ -6,3 +6,4 @@ pub(crate) mod probe;
 pub(crate) mod pump;
 pub(crate) mod run;
 pub(crate) mod shim;
+pub(crate) mod unconfined;

@@ -6,11 +6,13 @@
 use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::fs::{CWD, Mode, OFlags};
 use tokio::{net::UnixDatagram, sync::watch};
+
+use crate::timer::Instant;
 
 /// What a run has said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -80,7 +82,8 @@ impl Drop for Notify {
     }
 }
 
-fn take(said: &mut Said, text: &str, now: Instant) {
+/// Takes one datagram.
+pub(crate) fn take(said: &mut Said, text: &str, now: Instant) {
     for line in text.lines() {
         match line.split_once('=') {
             Some(("READY", "1")) => said.ready = true,
@@ -91,7 +94,7 @@ fn take(said: &mut Said, text: &str, now: Instant) {
             }
             Some(("EXTEND_TIMEOUT_USEC", micros)) => {
                 let asked = Duration::from_micros(micros.parse().unwrap_or(0)).min(LONGEST_EXTENSION);
-                said.extended_until = now.checked_add(asked);
+                said.extended_until = Some(now + asked);
             }
             _ => {}
         }

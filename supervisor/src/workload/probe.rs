@@ -28,7 +28,7 @@ pub(crate) async fn attempt(probe: &Probe, init: &Arc<Init>, said: &watch::Recei
             Action::Notify => Err("READY=1 has not been sent yet".to_owned()),
         }
     };
-    tokio::time::timeout(timeout, asked).await.unwrap_or(Err(limit))
+    crate::timer::timeout(timeout, asked).await.unwrap_or(Err(limit))
 }
 
 /// What the probe asks, for transcripts.
@@ -47,22 +47,36 @@ async fn run(init: &Arc<Init>, command: &[String]) -> Result<(), String> {
     let fd = null.as_fd();
     let (id, ended) = init.exec(command.to_vec(), BTreeMap::new(), false, [fd, fd, fd]);
     // Dropped by the timeout: the process is killed.
-    let guard = KillOnDrop { init: Arc::clone(init), id };
+    let guard = KillOnDrop::of(init, id);
     let status = ended.await.map_err(|_| "the generation went away".to_owned())?;
-    std::mem::forget(guard);
+    guard.ended();
     if status == 0 { Ok(()) } else { Err(format!("exit status {status}")) }
 }
 
 /// Kills an exec'd process whose waiter gave up.
 #[derive(Debug)]
 pub(crate) struct KillOnDrop {
-    pub(crate) init: Arc<Init>,
-    pub(crate) id: u32,
+    init: Arc<Init>,
+    running: Option<u32>,
+}
+
+impl KillOnDrop {
+    /// Of what `init` runs under `id`.
+    pub(crate) fn of(init: &Arc<Init>, id: u32) -> Self {
+        Self { init: Arc::clone(init), running: Some(id) }
+    }
+
+    /// There is nothing left to kill.
+    pub(crate) fn ended(mut self) {
+        self.running = None;
+    }
 }
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        self.init.signal_exec(self.id, 9);
+        if let Some(id) = self.running {
+            self.init.signal_exec(id, 9);
+        }
     }
 }
 

@@ -6,15 +6,18 @@ use std::{
     collections::{BTreeMap, HashMap},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use molt_core::{
+    confined::InForce,
     generation::Record,
-    launch::{Confinement, ExecRequest, FromShim, Report, ToShim},
+    launch::{ExecRequest, FromShim, ToShim},
     machine::{Event, Run},
+    wire::Section,
 };
 use rustix::{
     io::Errno,
@@ -26,7 +29,7 @@ use tokio::{
 };
 
 use super::notify::Said;
-use crate::{clock::mono_ns, rootfs::Rootfs};
+use crate::{clock::mono_ns, rootfs::Rootfs, timer::timeout};
 
 /// The part of a run that tasks share.
 #[derive(Debug)]
@@ -36,6 +39,28 @@ pub(crate) struct Init {
     execs: Mutex<HashMap<u32, oneshot::Sender<i32>>>,
     next_exec: AtomicU32,
     gone: watch::Sender<bool>,
+    /// Processes in its namespaces that are not its children; none may join any more where this is `None`.
+    unconfined: Mutex<Option<Vec<Weak<AsyncFd<OwnedFd>>>>>,
+}
+
+/// What a process needs to join a run.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// In the order of `molt_core::launch::NAMESPACES`. That of the mounts also keeps them from being taken apart in the
+    /// gap.
+    pub(crate) namespaces: Vec<OwnedFd>,
+    /// The workload's environment.
+    pub(crate) env: BTreeMap<String, String>,
+    /// The workload's.
+    pub(crate) oom_score_adj: i32,
+}
+
+impl Place {
+    /// Another hold of the same place.
+    pub(crate) fn again(&self) -> std::io::Result<Self> {
+        let namespaces = self.namespaces.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>()?;
+        Ok(Self { namespaces, env: self.env.clone(), oom_score_adj: self.oom_score_adj })
+    }
 }
 
 /// A run that reached its gate.
@@ -45,19 +70,21 @@ pub(crate) struct Live {
     pub(crate) run: Run,
     /// What it was made from.
     pub(crate) record: Record,
-    /// What was asked of the shim.
-    pub(crate) confinement: Confinement,
-    /// What it reports.
-    pub(crate) report: Report,
+    /// What confines it.
+    pub(crate) in_force: InForce,
+    /// What becomes of each section of its policy.
+    pub(crate) sections: Vec<Section>,
     /// Its init.
     pub(crate) init: Arc<Init>,
     /// The write end of its gate, until it is opened or thrown away.
     pub(crate) gate: Option<OwnedFd>,
     /// The read end of its exec pipe, until exec.
     pub(crate) exec: Option<OwnedFd>,
-    /// Its root and its mount namespace: held so that nothing of them is taken apart in the gap.
+    /// Its root: held so that nothing of it is taken apart in the gap.
     #[expect(dead_code, reason = "held, not used: dropping it takes the root apart")]
-    pub(crate) kept: (Arc<Rootfs>, OwnedFd),
+    pub(crate) kept: Arc<Rootfs>,
+    /// Its namespaces, and what else is wanted to join them.
+    pub(crate) place: Place,
     /// The tasks that move its output, done when its last writer is gone.
     pub(crate) pumps: Vec<tokio::task::JoinHandle<()>>,
     /// What the program said.
@@ -75,6 +102,7 @@ impl Init {
             execs: Mutex::new(HashMap::new()),
             next_exec: AtomicU32::new(1),
             gone: watch::Sender::new(false),
+            unconfined: Mutex::new(Some(Vec::new())),
         })
     }
 
@@ -94,8 +122,27 @@ impl Init {
         self.tell(&ToShim::Signal(signal), &[]);
     }
 
+    /// Takes a process that joined the run, to be killed with it; false where the run is being stopped.
+    pub(crate) fn admit(&self, process: &Arc<AsyncFd<OwnedFd>>) -> bool {
+        let mut inside = self.unconfined.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(inside) = inside.as_mut() else { return false };
+        inside.retain(|other| other.strong_count() > 0);
+        inside.push(Arc::downgrade(process));
+        true
+    }
+
+    /// Kills what joined the run, and lets nothing more join it. What that leaves (children, another user's where CAP_KILL
+    /// is missing) the kernel kills with the init.
+    pub(crate) fn shut(&self) {
+        let inside = self.unconfined.lock().unwrap_or_else(PoisonError::into_inner).take();
+        for process in inside.iter().flatten().filter_map(Weak::upgrade) {
+            let _ = pidfd_send_signal(process.get_ref(), Signal::KILL);
+        }
+    }
+
     /// Kills every process of the run at once.
     pub(crate) fn kill(&self) {
+        self.shut();
         match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => {}
             // Without CAP_KILL another user's process cannot be signalled; its init ends itself when asked.
@@ -134,20 +181,13 @@ impl Init {
 
     /// Waits for the next message; `None` when the init has closed the socket.
     pub(crate) async fn next(&self) -> Option<(FromShim, Vec<OwnedFd>)> {
-        let mut buffer = Vec::new();
-        loop {
-            let mut ready = self.control.readable().await.ok()?;
-            match molt_sys::socket::receive(self.control.get_ref(), &mut buffer) {
-                Ok(Some(fds)) => match serde_json::from_slice(&buffer) {
-                    Ok(message) => return Some((message, fds)),
-                    Err(error) => {
-                        tracing::warn!(%error, "a shim sent what it must not; it is killed");
-                        self.kill();
-                        return None;
-                    }
-                },
-                Err(error) if error.errno == Errno::AGAIN => ready.clear_ready(),
-                Ok(None) | Err(_) => return None,
+        let (bytes, fds) = hear(&self.control).await?;
+        match serde_json::from_slice(&bytes) {
+            Ok(message) => Some((message, fds)),
+            Err(error) => {
+                tracing::warn!(%error, "a shim sent what it must not; it is killed");
+                self.kill();
+                None
             }
         }
     }
@@ -168,7 +208,7 @@ impl Init {
                 message = self.next() => message,
                 () = self.wait_gone() => {
                     // Whatever was sent before the end is still in the socket.
-                    tokio::time::timeout(std::time::Duration::ZERO, self.next()).await.unwrap_or_default()
+                    timeout(Duration::ZERO, self.next()).await.unwrap_or_default()
                 }
             };
             match message {
@@ -188,11 +228,25 @@ impl Init {
                 None => break,
             }
         }
+        self.shut();
         self.wait_gone().await;
         let at_ns = exited_at.unwrap_or_else(mono_ns);
         self.gone.send_replace(true);
         let _ = events.send(Event::Gone { instance: run.instance, at_ns });
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// Waits for the next datagram; `None` when the other side has closed the socket.
+pub(crate) async fn hear(control: &AsyncFd<OwnedFd>) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut buffer = Vec::new();
+    loop {
+        let mut ready = control.readable().await.ok()?;
+        match molt_sys::socket::receive(control.get_ref(), &mut buffer) {
+            Ok(Some(fds)) => return Some((buffer, fds)),
+            Err(error) if error.errno == Errno::AGAIN => ready.clear_ready(),
+            Ok(None) | Err(_) => return None,
+        }
     }
 }
 

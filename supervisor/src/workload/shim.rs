@@ -4,7 +4,7 @@
 //! system could have touched.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::Path,
 };
@@ -69,9 +69,17 @@ impl Shim {
 
     /// Starts a launcher whose descriptor 0 is `control`.
     pub(crate) fn launch(&self, control: &OwnedFd) -> Result<Pid, ShimError> {
+        self.start(&[crate::planted::shim_name()], control)
+    }
+
+    /// Starts what goes into a generation that runs. Its descriptor 0 is `control`.
+    pub(crate) fn enter(&self, control: &OwnedFd) -> Result<Pid, ShimError> {
+        self.start(&[crate::planted::shim_name(), c"--enter"], control)
+    }
+
+    fn start(&self, argv: &[&CStr], control: &OwnedFd) -> Result<Pid, ShimError> {
         debug_assert!(self.file.as_raw_fd() >= 0);
-        spawn(&self.path, &[c"molt-shim"], &[control.as_fd()])
-            .map_err(|error| ShimError { step: "start", why: error.to_string() })
+        spawn(&self.path, argv, &[control.as_fd()]).map_err(|error| ShimError { step: "start", why: error.to_string() })
     }
 }
 

@@ -5,8 +5,6 @@
 //! Molt's figure runs from the start of `molt update` until the new generation's root is laid out; the whole command,
 //! which also arms and starts it, stands beside it. Must not: let one tool find what the other has left.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod images;
 mod tools;
 
@@ -15,11 +13,11 @@ use std::process::ExitCode;
 use molt_tests::harness::bed::Bed;
 use serde_json::{Map, Value, json};
 
-use self::common::{Arguments, Samples, Table, figure};
 use self::tools::{Cost, Molt, Podman};
+use molt_tests::bench::{self, Arguments, Samples, Table, figure};
 
 fn main() -> ExitCode {
-    common::main("bench-pull", 5, &[], run)
+    bench::main("bench-pull", 5, &[], run)
 }
 
 /// One tool, one image, one line of the table.
@@ -47,7 +45,7 @@ impl Series {
 type Line = (String, &'static str);
 
 fn run(bed: &Bed, arguments: &Arguments) -> anyhow::Result<()> {
-    let machine = common::machine();
+    let machine = bench::machine();
     let sets = [images::redis(bed)?, images::python(bed)?];
     let mut all: Vec<(Line, Series)> = Vec::new();
     for round in 0..arguments.rounds {
@@ -86,7 +84,7 @@ fn run(bed: &Bed, arguments: &Arguments) -> anyhow::Result<()> {
         println!("{}", json!({"machine": machine, "images": images::describe(&sets)?, "series": series}));
         return Ok(());
     }
-    println!("{}", common::machine_line(&machine));
+    println!("{}", bench::machine_line(&machine));
     for set in &sets {
         println!("{}: {}", set.name, images::layers(set)?);
     }
@@ -110,7 +108,7 @@ fn run(bed: &Bed, arguments: &Arguments) -> anyhow::Result<()> {
         let ratio = if *tool == "molt" { figure(ratio) } else { String::new() };
         let wall = [series.wall.median(), series.wall.quantile(0.0), series.wall.quantile(1.0)];
         let rest = [series.whole.median(), series.cpu.median(), series.sync.median(), series.memory.median()];
-        let head = [what.clone(), (*tool).to_owned(), series.wall.len().to_string()];
+        let head = [what.clone(), (*tool).to_owned(), series.wall.count().to_string()];
         table.row(head.into_iter().chain(wall.map(figure)).chain(rest.map(figure)).chain([ratio]));
     }
     table.print("an image into an empty or half-filled store; medians");

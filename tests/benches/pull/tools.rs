@@ -18,7 +18,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use serde_json::{Value, json};
 
-use super::common::{Process, kilobytes};
+use molt_tests::bench::{Process, kilobytes};
 
 const STEP: Duration = Duration::from_mins(2);
 const MEGABYTES: u64 = 4096;

@@ -5,8 +5,6 @@
 //! from the old program's exit to the new one's exec, the gap a client sees, what is left behind, memory at rest.
 //! Must not: share a core with anything else that works, if the figures are to mean something.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod daemon;
 mod molt;
 mod peers;
@@ -18,10 +16,10 @@ use molt_tests::harness::bed::Bed;
 use molt_tests::harness::runtime::Kind;
 use serde_json::{Map, Value, json};
 
-use self::common::{Arguments, Samples, Table, figure};
 use self::daemon::{Seen, Version};
 use self::molt::{Command, Molt};
 use self::peers::{Crun, Floor, Podman};
+use molt_tests::bench::{self, Arguments, Samples, Table, figure};
 
 const DIRTY: usize = 200;
 /// Gaps above this many milliseconds are counted: an attempt to connect that meets the remains of an older connection
@@ -32,7 +30,7 @@ const SETTLE: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     let known = [("crun", "N"), ("podman", "N"), ("dirty", "N"), ("sandbox", "light|crun|podman")];
-    common::main("bench-swap", 200, &known, run)
+    bench::main("bench-swap", 200, &known, run)
 }
 
 /// One way to replace a daemon, one line of a table.
@@ -69,7 +67,7 @@ fn run(bed: &Bed, arguments: &Arguments) -> anyhow::Result<()> {
         Some("podman") => Kind::Podman,
         Some(other) => anyhow::bail!("no sandbox {other}"),
     };
-    let machine = common::machine();
+    let machine = bench::machine();
     let responder = bed.program("bench-responder")?;
 
     let mut molt = Molt::start(bed, kind, &responder)?;
@@ -137,7 +135,7 @@ fn run(bed: &Bed, arguments: &Arguments) -> anyhow::Result<()> {
         println!("{}", json!({"machine": machine, "series": series, "atRest": rest.json(), "census": censuses}));
         return Ok(());
     }
-    println!("{}; {kind:?} sandbox", common::machine_line(&machine));
+    println!("{}; {kind:?} sandbox", bench::machine_line(&machine));
     print(&all, "exit of the old program to exec of the new one, µs (`downtimeUs`)", |series| &series.downtime);
     print(&all, "last answer of the old program to the first of the new, as a client sees it, ms", |series| {
         &series.gap
@@ -173,14 +171,14 @@ fn print(all: &[(&str, Series)], title: &str, of: impl Fn(&Series) -> &Samples) 
     let mut table = Table::new(&["", "n", "median", "p99", "min", "max", "median / floor", "stalled"]);
     for (name, series) in all {
         let samples = of(series);
-        if samples.len() == 0 {
+        if samples.count() == 0 {
             continue;
         }
         let quantiles = [samples.median(), samples.quantile(0.99), samples.quantile(0.0), samples.quantile(1.0)];
         let figures = quantiles.into_iter().chain([samples.median() / floor(name)]).map(figure);
         // Only a client can be stalled; podman is always above.
         let stalled = if title.contains("client") { samples.above(STALL).to_string() } else { String::new() };
-        table.row([(*name).to_owned(), samples.len().to_string()].into_iter().chain(figures).chain([stalled]));
+        table.row([(*name).to_owned(), samples.count().to_string()].into_iter().chain(figures).chain([stalled]));
     }
     table.print(title);
 }

@@ -13,8 +13,8 @@ use molt_tests::harness::disk::{Disk, FileSystem};
 use molt_tests::harness::runtime::{Kind, Options, Sandbox};
 use serde_json::{Value, json};
 
-use super::common::{Process, Table, entries, kilobytes};
 use super::daemon::{self, Seen, Version};
+use molt_tests::bench::{Process, Table, entries, kilobytes};
 
 const STEP: Duration = Duration::from_mins(1);
 

@@ -1,8 +1,8 @@
 //! A stateful daemon to update: what a user's program looks like from outside, and nothing else.
 //!
 //! In: `TESTD_PORT` (8080), `TESTD_STATE` (`/sandbox/state`), `TESTD_BEHAVIOUR` (comma list, see
-//! [`Behaviour`]), the version from `/app/VERSION` or `TESTD_VERSION`. Out: HTTP on 127.0.0.1, and
-//! in the state folder `starts`, `clicks`, `signals`, `clean-stop`, `overlap`, `stray`. It is static
+//! [`Behaviour`]), `TESTD_CONFESS` (say first what it may do), the version from `/app/VERSION` or
+//! `TESTD_VERSION`. Out: HTTP on 127.0.0.1, and in the state folder `confessions`, `starts`, `clicks`, `signals`, `clean-stop`, `overlap`, `stray`. It is static
 //! and needs no other file of the image. Must not: cache anything a suite wants to observe.
 
 use std::collections::BTreeMap;
@@ -73,6 +73,9 @@ fn main() -> ExitCode {
 fn run() -> io::Result<std::convert::Infallible> {
     let watched = watched_signals();
     watched.thread_block()?;
+    if env::var_os("TESTD_CONFESS").is_some() {
+        append(&state_folder(), "confessions", &(confession() + "\n"))?;
+    }
     let behaviour = Behaviour::from_env();
     if behaviour.has("exit") && behaviour.millis("after").is_zero() {
         println!("testd: leaving at once");
@@ -270,6 +273,10 @@ fn answer(daemon: &Daemon, path: &str, query: &BTreeMap<String, String>) -> (&'s
             Ok(bytes) => (OK, quoted(&String::from_utf8_lossy(&bytes))),
             Err(error) => (OK, format!("{{\"errno\":{}}}", error.raw_os_error().unwrap_or(-1))),
         },
+        "/redteam" => match Command::new("/app/molt-redteam").stdin(Stdio::null()).output() {
+            Ok(output) => (OK, quoted(&String::from_utf8_lossy(&output.stdout))),
+            Err(error) => (UNAVAILABLE, quoted(&error.to_string())),
+        },
         "/try" => (OK, format!("{{\"errno\":{}}}", attempt(query))),
         _ => ("404 Not Found", "null".to_owned()),
     }
@@ -278,7 +285,8 @@ fn answer(daemon: &Daemon, path: &str, query: &BTreeMap<String, String>) -> (&'s
 const OK: &str = "200 OK";
 const UNAVAILABLE: &str = "503 Service Unavailable";
 
-/// `/try?open=PATH[&write=1][&create=1]`, `?list=PATH`, `?exec=PATH` or `?connect=HOST:PORT`: the errno, 0 if allowed.
+/// `/try?open=PATH[&write=1][&create=1]`, `?list=PATH`, `?exec=PATH`, `?connect=HOST:PORT`
+/// `?signal=PID` or `?trace=PID`: the errno, 0 if allowed.
 fn attempt(query: &BTreeMap<String, String>) -> i32 {
     let asked = |word: &str| query.contains_key(word);
     let result = if let Some(path) = query.get("open") {
@@ -289,6 +297,13 @@ fn attempt(query: &BTreeMap<String, String>) -> i32 {
         Command::new(path).stdout(Stdio::null()).status().map(drop)
     } else if let Some(address) = query.get("connect") {
         TcpStream::connect(address).map(drop)
+    } else if let Some(pid) = query.get("signal").and_then(|pid| pid.parse().ok()) {
+        // No signal, only whether one might be sent.
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None).map_err(Into::into)
+    } else if let Some(pid) = query.get("trace").and_then(|pid| pid.parse().ok()) {
+        // Ends with this thread, and stops nobody.
+        let options = nix::sys::ptrace::Options::empty();
+        nix::sys::ptrace::seize(nix::unistd::Pid::from_raw(pid), options).map_err(Into::into)
     } else {
         Err(io::Error::from_raw_os_error(nix::errno::Errno::EINVAL as i32))
     };
@@ -302,6 +317,30 @@ fn status_lines() -> Vec<(String, String)> {
     let pairs = text.lines().filter_map(|line| line.split_once(':'));
     let wanted = pairs.filter(|(key, _)| WANTED.contains(key));
     wanted.map(|(key, value)| (key.to_owned(), value.trim().replace('\t', " "))).collect()
+}
+
+/// What this process finds it may do, one JSON object: the errno of each attempt, 0 where it was allowed.
+fn confession() -> String {
+    let errno = |result: io::Result<()>| result.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0);
+    let open = |path: &str, write: bool| errno(OpenOptions::new().read(!write).write(write).open(path).map(drop));
+    // 262 is IPPROTO_MPTCP.
+    let protocol = std::num::NonZero::new(262).map(rustix::net::Protocol::from_raw);
+    let mptcp = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, protocol);
+    let bits = rustix::thread::capabilities_secure_bits().map(|bits| bits.bits());
+    let mut all = vec![
+        // Two that only Landlock forbids, two that only seccomp does, one that the mounts do.
+        ("list /vault".to_owned(), errno(fs::read_dir("/vault").map(drop)).to_string()),
+        ("write /app/loose".to_owned(), open("/app/loose", true).to_string()),
+        ("mptcp".to_owned(), errno(mptcp.map(drop).map_err(Into::into)).to_string()),
+        ("sysctl".to_owned(), open("/proc/sys/kernel/domainname", true).to_string()),
+        ("secure bits".to_owned(), format!("{bits:?}")),
+        ("version".to_owned(), version()),
+    ];
+    all.extend(status_lines());
+    // Last, as it would change what the others find.
+    let user = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER);
+    all.push(("user namespace".to_owned(), errno(user.map_err(Into::into)).to_string()));
+    object(all)
 }
 
 fn object(pairs: impl IntoIterator<Item = (String, String)>) -> String {

@@ -7,8 +7,10 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -17,6 +19,7 @@ use super::images;
 use super::podman::Podman;
 use super::process;
 use super::registry::{Guard, Registry};
+use super::userns;
 
 /// Made at most once, by whoever asks first; a failure is tried again.
 #[derive(Debug)]
@@ -53,6 +56,7 @@ pub struct Bed {
     outer: Once<PathBuf>,
     pushed: Mutex<HashMap<String, Arc<Once<String>>>>,
     imported: Mutex<HashMap<PathBuf, Arc<Once<String>>>>,
+    given: Mutex<HashMap<PathBuf, Arc<Once<String>>>>,
 }
 
 impl Bed {
@@ -79,6 +83,7 @@ impl Bed {
             outer: Once::new(),
             pushed: Mutex::default(),
             imported: Mutex::default(),
+            given: Mutex::default(),
         })
     }
 
@@ -127,6 +132,25 @@ impl Bed {
     /// The product, or what `MOLT_BIN` names.
     pub fn molt(&self) -> anyhow::Result<PathBuf> {
         std::env::var_os("MOLT_BIN").map_or_else(|| self.program("molt"), |path| Ok(PathBuf::from(path)))
+    }
+
+    /// `molt` with the feature `planted`, which leaves a wall out when told to: what `MOLT_PLANTED` names, else where
+    /// `tests/run` builds it.
+    pub fn planted(&self) -> anyhow::Result<PathBuf> {
+        if let Some(path) = std::env::var_os("MOLT_PLANTED") {
+            return Ok(PathBuf::from(path));
+        }
+        let folder = self.cache.with_file_name("planted");
+        // Below a folder named for the target, as the product itself.
+        let triple = self.programs.ancestors().nth(1).and_then(Path::file_name).context("a folder of the target")?;
+        let path = folder.join(triple).join("release/molt");
+        anyhow::ensure!(
+            path.exists(),
+            "{} is not built: run tests/run, or cargo build --release -p molt --features planted --target-dir {}",
+            path.display(),
+            folder.display()
+        );
+        Ok(path)
     }
 
     /// Folder that survives between runs; parts are named by the hash of their recipe.
@@ -205,6 +229,18 @@ impl Bed {
             Ok(root)
         })?;
         Ok(root.to_path_buf())
+    }
+
+    /// A copy of a root folder that belongs to root of a user namespace; made once.
+    pub fn given_root(&self, root: &Path) -> anyhow::Result<PathBuf> {
+        let once = entry(&self.given, root.to_owned());
+        let copy = once.get(|| {
+            let copy = self.scratch("given")?;
+            process::run(Command::new("cp").arg("--archive").arg(root.join(".")).arg(&copy), Duration::from_mins(1))?;
+            userns::give(&copy)?;
+            Ok(copy.display().to_string())
+        })?;
+        Ok(PathBuf::from(copy.as_str()))
     }
 
     /// The podman image of a root folder; imported once.

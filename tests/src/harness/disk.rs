@@ -1,20 +1,30 @@
 //! Small file systems of their own, on a loop device: to fill, to cut off, to measure on.
 //!
 //! In: a size and a kind. Out: a mounted folder; unmounted when dropped. Must not: be seen outside
-//! the bed (its mount namespace is private).
+//! the bed (its mount namespace is private), or cut off what is not on a loop device.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::process;
+use anyhow::{Context, bail, ensure};
+
+use super::{process, wait};
 
 const STEP: Duration = Duration::from_mins(1);
 const STEP_DOWN: u64 = 128 << 10;
+/// Of loop devices, as `Documentation/admin-guide/devices.txt` of the kernel has it.
+const LOOP_MAJOR: u32 = 7;
+/// `FS_IOC_SHUTDOWN`, `_IOR('X', 125, __u32)`; by perl, as a system call by number is `unsafe`, and there is none here.
+const SHUT_DOWN: &str = r#"
+open(my $disk, "<", $ARGV[0]) or die "opening: $!";
+my $how = pack("L", $ARGV[1]);
+ioctl($disk, 0x8004587d, $how) or die "shutting down: $!";
+"#;
 
 /// What is on the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FileSystem {
     /// ext4 with its journal.
     Ext4,
@@ -22,11 +32,22 @@ pub enum FileSystem {
     Xfs,
 }
 
-/// A mounted disk.
+/// What becomes of the file system's own log when the power goes: the ends between which a real cut falls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Log {
+    /// What was changed last is written to it, as if its turn had come a moment before.
+    Flushed,
+    /// Nothing more is written.
+    Lost,
+}
+
+/// A disk, mounted unless it [rests](Disk::rest).
 #[derive(Debug)]
 pub struct Disk {
     /// Where it is mounted.
     pub path: PathBuf,
+    image: PathBuf,
+    kind: FileSystem,
 }
 
 impl Disk {
@@ -50,8 +71,63 @@ impl Disk {
         process::run(make.arg(&image), STEP)?;
         let path = folder.join("mnt");
         fs::create_dir_all(&path)?;
-        process::run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&path), STEP)?;
-        Ok(Self { path })
+        let disk = Self { path, image, kind };
+        disk.wake()?;
+        Ok(disk)
+    }
+
+    /// Mounts it. What its log holds is replayed.
+    pub fn wake(&self) -> anyhow::Result<()> {
+        let options = match self.kind {
+            FileSystem::Ext4 => "loop",
+            // Copies of one disk have one name.
+            FileSystem::Xfs => "loop,nouuid",
+        };
+        process::run(Command::new("mount").args(["-o", options]).arg(&self.image).arg(&self.path), STEP).map(drop)
+    }
+
+    /// Unmounts it, and waits until nobody has it mounted any more: what is mounted next is what is on the disk, and not
+    /// what the kernel remembers.
+    pub fn rest(&self) -> anyhow::Result<()> {
+        process::run(Command::new("umount").arg(&self.path), STEP)?;
+        wait::until_ok("the loop device to be free", STEP, || {
+            for entry in fs::read_dir("/sys/block")? {
+                let backing = entry?.path().join("loop/backing_file");
+                // Not there: not in use.
+                let Ok(text) = fs::read_to_string(backing) else { continue };
+                if Path::new(text.trim_end()) == self.image {
+                    bail!("{} is still in use", self.image.display());
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// A copy of one that rests, mounted below `folder`.
+    pub fn copy(&self, folder: &Path) -> anyhow::Result<Self> {
+        let (image, path) = (folder.join("disk.img"), folder.join("mnt"));
+        fs::create_dir_all(&path)?;
+        let mut copy = Command::new("cp");
+        process::run(copy.args(["--sparse=always", "--reflink=auto"]).arg(&self.image).arg(&image), STEP)?;
+        let disk = Self { path, image, kind: self.kind };
+        disk.wake()?;
+        Ok(disk)
+    }
+
+    /// Cuts it off: from now on nothing that is written reaches it, and everybody is told so, as of a disk without power.
+    pub fn cut(&self, log: Log) -> anyhow::Result<()> {
+        // Asked of the wrong folder this would take the machine's own disk.
+        let device = rustix::fs::stat(&self.path)?.st_dev;
+        ensure!(rustix::fs::major(device) == LOOP_MAJOR, "{} is not on a loop device", self.path.display());
+        let how = match log {
+            Log::Flushed => "1",
+            Log::Lost => "2",
+        };
+        let mut perl = Command::new("perl");
+        process::run(perl.args(["-e", SHUT_DOWN]).arg(&self.path).arg(how), STEP).context("cutting a disk off")?;
+        let probe = File::create(self.path.join("probe")).and_then(|file| file.sync_all());
+        ensure!(probe.is_err(), "{} still takes writes after it was cut off", self.path.display());
+        Ok(())
     }
 
     /// Fills it up to `spare` bytes with one file; removing that file mends it.
@@ -74,6 +150,30 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         // Lazily: a process that is about to die may still stand in it.
+        let _ = process::output(Command::new("umount").arg("-l").arg(&self.path), STEP);
+    }
+}
+
+/// A file system in memory, with so many inodes.
+#[derive(Debug)]
+pub struct InMemory {
+    /// Where it is mounted.
+    pub path: PathBuf,
+}
+
+impl InMemory {
+    /// Mounts one of `megabytes` under `folder`.
+    pub fn new(folder: &Path, megabytes: u64, inodes: u64) -> anyhow::Result<Self> {
+        let path = folder.join("mnt");
+        fs::create_dir_all(&path)?;
+        let options = format!("size={megabytes}m,nr_inodes={inodes}");
+        process::run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(&path), STEP)?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for InMemory {
+    fn drop(&mut self) {
         let _ = process::output(Command::new("umount").arg("-l").arg(&self.path), STEP);
     }
 }

@@ -311,7 +311,7 @@ impl ImageBuilder {
         let mut blobs = vec![config];
         blobs.extend(self.layers.into_iter().map(|layer| layer.bytes));
         let document = Document { media_type: format.manifest(), bytes: manifest.to_string().into_bytes() };
-        Built { blobs, inner: Vec::new(), document, platform }
+        Built { blobs, inner: Vec::new(), document, misnamed: Vec::new(), platform }
     }
 }
 
@@ -353,6 +353,8 @@ pub struct Built {
     pub inner: Vec<Document>,
     /// What a tag points to.
     pub document: Document,
+    /// Blobs that a layout is to hold under digests that are not theirs.
+    pub misnamed: Vec<(String, Vec<u8>)>,
     platform: Value,
 }
 
@@ -375,13 +377,14 @@ impl Built {
             .collect();
         let index = json!({"schemaVersion": 2, "mediaType": format.index(), "manifests": manifests});
         let document = Document { media_type: format.index(), bytes: index.to_string().into_bytes() };
-        let (mut blobs, mut inner) = (Vec::new(), Vec::new());
+        let (mut blobs, mut inner, mut misnamed) = (Vec::new(), Vec::new(), Vec::new());
         for image in images {
             blobs.extend(image.blobs);
+            misnamed.extend(image.misnamed);
             inner.extend(image.inner);
             inner.push(image.document);
         }
-        Self { blobs, inner, document, platform: Value::Null }
+        Self { blobs, inner, document, misnamed, platform: Value::Null }
     }
 
     /// Writes, or adds to, an OCI layout folder under the name `tag`.
@@ -391,6 +394,9 @@ impl Built {
         let documents = self.inner.iter().chain([&self.document]).map(|document| &document.bytes);
         for bytes in self.blobs.iter().chain(documents) {
             let name = digest(bytes);
+            fs::write(store.join(name.trim_start_matches("sha256:")), bytes)?;
+        }
+        for (name, bytes) in &self.misnamed {
             fs::write(store.join(name.trim_start_matches("sha256:")), bytes)?;
         }
         fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;

@@ -16,7 +16,7 @@ use super::image::{Built, Format, ImageBuilder, Layer, Packed, Packing, architec
 use super::process;
 
 /// Variants of `small` that are images as they should be, with programs that may misbehave.
-pub const SMALL: [&str; 25] = [
+pub const SMALL: [&str; 26] = [
     "v1",
     "v2",
     "v3",
@@ -39,6 +39,7 @@ pub const SMALL: [&str; 25] = [
     "unknown-user",
     "no-state-dir",
     "state-symlink",
+    "of-root",
     "s6",
     "systemd",
     "gosu",
@@ -91,6 +92,7 @@ pub fn small_as(variant: &str, testd: &Path, packing: Packing, format: Format) -
     last = match variant {
         "no-state-dir" => last,
         "state-symlink" => last.dir("sandbox", 0o755).symlink("sandbox/state", "/etc"),
+        "of-root" => last.dir("sandbox", 0o755).dir("sandbox/state", 0o755),
         _ => with_state(last),
     };
     let behaviour = match variant {

@@ -26,6 +26,8 @@ pub const PROGRAM: &str = "/usr/local/bin/molt";
 pub const SPEC: &str = "/etc/molt/sandbox.yaml";
 /// Where the store is unless told otherwise.
 pub const STORE: &str = "/var/lib/molt";
+/// The operator socket.
+pub const SOCKET: &str = "/run/molt/molt.sock";
 /// Where the state is.
 pub const STATE: &str = "/sandbox/state";
 
@@ -129,7 +131,7 @@ impl<'a> Setup<'a> {
     /// Starts it and waits until the workload is ready and nothing is under way.
     pub fn start(self) -> anyhow::Result<Molt> {
         let molt = self.launch()?;
-        molt.settled()?;
+        molt.settled().with_context(|| format!("it said:\n{}", molt.sandbox.logs()))?;
         Ok(molt)
     }
 }
@@ -185,6 +187,40 @@ impl Molt {
     pub fn settled(&self) -> anyhow::Result<Value> {
         self.until("the workload to be ready", |status| {
             status["phase"] == "Idle" && status["workload"]["ready"] == true
+        })
+    }
+
+    /// One request to the operator socket, from outside: no process is started in the sandbox for it.
+    pub fn ask(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<http::Response> {
+        let socket = PathBuf::from(format!("/proc/{}/root{SOCKET}", self.sandbox.pid1()?));
+        let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(body)? };
+        http::operator(&socket, method, path, &body, SOON)
+            .with_context(|| format!("{method} {path} at {}", socket.display()))
+    }
+
+    /// As [`Molt::ask`], which must go well.
+    pub fn operator(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let answer = self.ask(method, path, body)?;
+        ensure!((200..300).contains(&answer.status), "{method} {path}: {} {}", answer.status, answer.text());
+        answer.json()
+    }
+
+    /// `status` of the status document, by the operator socket.
+    pub fn told(&self) -> anyhow::Result<Value> {
+        Ok(self.operator("GET", "/v1/status", &Value::Null)?["status"].take())
+    }
+
+    /// Asks for an update to `image`, whether it failed before or not, and waits until it has ended and nothing is
+    /// under way; its record.
+    pub fn updated(&self, image: &str) -> anyhow::Result<Value> {
+        let accepted = self.operator("POST", "/v1/updates", &json!({"image": image, "force": true}))?;
+        let path = format!("/v1/updates/{}", accepted["id"].as_str().context("an id")?);
+        wait::until_ok("the update to end", SOON, || {
+            let record = self.operator("GET", &path, &Value::Null)?;
+            ensure!(!record["outcome"].is_null(), "{record:#}");
+            let status = self.told()?;
+            ensure!(status["phase"] == "Idle" && status["workload"]["ready"] == true, "{status:#}");
+            Ok(record)
         })
     }
 

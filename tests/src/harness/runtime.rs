@@ -3,24 +3,30 @@
 //! In: a root folder, a program, volumes, an environment. Out: [`Sandbox`], which can be asked,
 //! signalled, killed and started again. All kinds have host networking, a writable overlay root that
 //! outlives a restart, `/etc/resolv.conf`, `/etc/hosts`, `/etc/hostname` and `/run/secrets/token`
-//! bound in. Must not: outlive the test; dropping it removes processes, mounts and container.
+//! bound in. In the kinds with `User` in their name PID 1 is root of a user namespace of 65536 ids, as
+//! in a pod with `hostUsers: false`. Must not: outlive the test; dropping it removes processes, mounts
+//! and container.
 
 use std::fs::{self, OpenOptions};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use nix::sched::{self, CloneFlags};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::bed::Bed;
+use super::kind::Runtime;
 use super::podman::Podman;
 use super::process::{self, Background, Output};
+use super::userns::{self, UserNamespace};
 use super::{cases, wait};
+
+pub use super::kind::{Kind, Options, Volume};
 
 const STEP: Duration = Duration::from_secs(30);
 const TOOLS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -40,77 +46,6 @@ const CAPABILITIES: [&str; 12] = [
     "CAP_SYS_ADMIN",
 ];
 
-/// Which runtime starts the sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// New namespaces and `pivot_root`: all capabilities, no seccomp, nothing masked. The fastest.
-    Light,
-    /// A bundle run by crun: podman's capabilities and `CAP_SYS_ADMIN`, masked `/proc`, no seccomp.
-    Crun,
-    /// `podman run --cap-add SYS_ADMIN` with its default seccomp profile and masks.
-    Podman,
-}
-
-impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Light, Self::Crun, Self::Podman];
-}
-
-/// A folder or file of the host, bound into the sandbox.
-#[derive(Debug, Clone)]
-pub struct Volume {
-    /// Where it is on the host.
-    pub host: PathBuf,
-    /// Where it appears.
-    pub at: String,
-    /// `rw` or `ro`.
-    pub mode: &'static str,
-}
-
-/// What to run, and on what.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Root folder; the lower layer of an overlay, so that it stays as it is.
-    pub root: PathBuf,
-    /// PID 1 and its arguments.
-    pub program: Vec<String>,
-    /// Its whole environment, beside `PATH`.
-    pub env: Vec<(String, String)>,
-    /// Volumes.
-    pub volumes: Vec<Volume>,
-    /// More arguments for `podman run`, before the image.
-    pub podman: Vec<String>,
-}
-
-impl Options {
-    /// Runs `program` on the bed's own root folder.
-    pub fn new(bed: &Bed, program: &[&str]) -> anyhow::Result<Self> {
-        let program = program.iter().map(|&word| word.to_owned()).collect();
-        Ok(Self { root: bed.outer_root()?, program, env: Vec::new(), volumes: Vec::new(), podman: Vec::new() })
-    }
-
-    /// Sets a variable.
-    #[must_use]
-    pub fn env(mut self, key: &str, value: impl std::fmt::Display) -> Self {
-        self.env.push((key.to_owned(), value.to_string()));
-        self
-    }
-
-    /// Binds a folder or file, writable.
-    #[must_use]
-    pub fn volume(mut self, host: &Path, at: &str) -> Self {
-        self.volumes.push(Volume { host: host.to_owned(), at: at.to_owned(), mode: "rw" });
-        self
-    }
-
-    /// Binds a folder or file, read-only.
-    #[must_use]
-    pub fn read_only(mut self, host: &Path, at: &str) -> Self {
-        self.volumes.push(Volume { host: host.to_owned(), at: at.to_owned(), mode: "ro" });
-        self
-    }
-}
-
 /// A sandbox; everything of it is gone when it is dropped.
 #[derive(Debug)]
 pub struct Sandbox {
@@ -119,6 +54,7 @@ pub struct Sandbox {
     options: Options,
     folder: PathBuf,
     podman: Option<Arc<Podman>>,
+    users: Option<UserNamespace>,
     /// The runtime's own process, which ends with the container (not with podman).
     running: Option<Background>,
 }
@@ -128,15 +64,19 @@ impl Sandbox {
     pub fn start(bed: &Bed, kind: Kind, options: Options) -> anyhow::Result<Self> {
         let name = format!("sandbox-{}", bed.next());
         let folder = bed.scratch(&name)?;
-        let mut sandbox = Self { kind, name, options, folder, podman: None, running: None };
+        let mut sandbox = Self { kind, name, options, folder, podman: None, users: None, running: None };
         sandbox.furnish()?;
-        if kind == Kind::Podman {
+        if kind.runtime() == Runtime::Podman {
+            sandbox.give_volumes()?;
             let podman = bed.podman()?;
             let image = bed.podman_image(&sandbox.options.root)?;
             sandbox.podman = Some(Arc::clone(&podman));
             let arguments = sandbox.podman_arguments(&image);
             process::timed("podman run", || podman.run("run", &arguments))?;
         } else {
+            if kind.in_user_namespace() {
+                sandbox.options.root = bed.given_root(&sandbox.options.root)?;
+            }
             sandbox.mount_root()?;
             process::timed(&format!("{kind:?} start"), || sandbox.launch())?;
         }
@@ -144,9 +84,10 @@ impl Sandbox {
     }
 
     fn furnish(&mut self) -> anyhow::Result<()> {
+        let hosts = format!("127.0.0.1 localhost\n{}", self.options.hosts);
         let mut bound = vec![("token", "/run/secrets/token", "of no worth\n")];
-        if self.kind != Kind::Podman {
-            bound.push(("hosts", "/etc/hosts", "127.0.0.1 localhost\n"));
+        if self.kind.runtime() != Runtime::Podman {
+            bound.push(("hosts", "/etc/hosts", hosts.as_str()));
             bound.push(("hostname", "/etc/hostname", "outer\n"));
         }
         for (name, at, text) in bound {
@@ -154,7 +95,7 @@ impl Sandbox {
             fs::write(&host, text)?;
             self.options.volumes.push(Volume { host, at: at.to_owned(), mode: "ro" });
         }
-        if self.kind != Kind::Podman {
+        if self.kind.runtime() != Runtime::Podman {
             let host = self.folder.join("resolv.conf");
             fs::copy("/etc/resolv.conf", &host)?;
             self.options.volumes.push(Volume { host, at: "/etc/resolv.conf".to_owned(), mode: "ro" });
@@ -172,6 +113,9 @@ impl Sandbox {
         for (key, value) in &self.options.env {
             arguments.extend(["--env".to_owned(), format!("{key}={value}")]);
         }
+        if self.kind.in_user_namespace() {
+            arguments.extend(["--uidmap".to_owned(), userns::MAP.replace(' ', ":")]);
+        }
         arguments.extend(self.options.podman.iter().cloned());
         arguments.push(image.to_owned());
         arguments.extend(self.options.program.iter().cloned());
@@ -186,6 +130,9 @@ impl Sandbox {
         let (upper, work) = (self.folder.join("upper"), self.folder.join("work"));
         for folder in [&upper, &work, &self.rootfs()] {
             fs::create_dir_all(folder)?;
+        }
+        if self.kind.in_user_namespace() {
+            userns::give(&upper)?;
         }
         let lower = self.options.root.display();
         let data = format!("lowerdir={lower},upperdir={},workdir={}", upper.display(), work.display());
@@ -203,13 +150,29 @@ impl Sandbox {
         [format!("PATH={TOOLS}")].into_iter().chain(own).collect()
     }
 
+    /// Makes the volumes of a user namespace its root's, as far as they are the machine's root's and in this bed.
+    fn give_volumes(&self) -> anyhow::Result<()> {
+        let bed = self.folder.parent().unwrap_or(&self.folder);
+        let ours = self.options.volumes.iter().filter(|volume| volume.host.starts_with(bed));
+        // An idmapped mount shows what belongs to the machine's root as the sandbox's root's.
+        let given = ours.filter(|_| self.kind.in_user_namespace() && self.kind != Kind::CrunUser);
+        given.map(|volume| &volume.host).try_for_each(|host| userns::give(host))
+    }
+
     fn launch(&mut self) -> anyhow::Result<()> {
         let log = OpenOptions::new().create(true).append(true).open(self.log())?;
-        let mut command = if self.kind == Kind::Crun { self.crun_command()? } else { self.light_command() };
+        let log = self.options.streams.as_ref().map_or(Ok(log), |given| given.try_clone().map(fs::File::from))?;
+        self.give_volumes()?;
+        let mut command = match self.kind {
+            Kind::Crun | Kind::CrunUser => self.crun_command()?,
+            Kind::LightUser | Kind::LightUserMasked | Kind::LightUserSingle => self.light_user_command()?,
+            Kind::Light | Kind::Podman | Kind::PodmanUser => self.light_command(),
+        };
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        if self.kind == Kind::Crun {
+        if self.kind != Kind::Light {
             self.running = Some(Background::spawn(&mut command)?);
-            return wait::until_ok("PID 1", STEP, || self.pid1().map(drop));
+            wait::until_ok("PID 1", STEP, || self.pid1().map(drop))?;
+            return if self.kind == Kind::LightUserMasked { self.map_last() } else { Ok(()) };
         }
         // A thread has namespaces of its own to give to its children, and takes them along when it
         // ends. So PID 1 is a child of this program, and its exit status arrives undistorted.
@@ -252,9 +215,36 @@ impl Sandbox {
             mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
             mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         ];
+        let user = self.kind == Kind::CrunUser;
+        let map = userns::mappings();
         mounts.extend(self.options.volumes.iter().map(|volume| {
-            json!({"destination": volume.at, "type": "bind", "source": volume.host, "options": ["rbind", volume.mode]})
+            let mut mount = mount(&volume.at, "bind", &["rbind", volume.mode]);
+            mount["source"] = json!(volume.host);
+            if user {
+                mount["uidMappings"] = map.clone();
+                mount["gidMappings"] = map.clone();
+            }
+            mount
         }));
+        let masked = [
+            "/proc/acpi",
+            "/proc/kcore",
+            "/proc/keys",
+            "/proc/timer_list",
+            "/proc/scsi",
+            "/sys/firmware",
+            "/sys/dev/block",
+        ];
+        let read_only = ["/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+        let mut namespaces =
+            vec![json!({"type": "pid"}), json!({"type": "ipc"}), json!({"type": "uts"}), json!({"type": "mount"})];
+        let mut linux = json!({"maskedPaths": masked, "readonlyPaths": read_only});
+        if user {
+            namespaces.push(json!({"type": "user"}));
+            linux["uidMappings"] = map.clone();
+            linux["gidMappings"] = map;
+        }
+        linux["namespaces"] = json!(namespaces);
         json!({
             "ociVersion": "1.0.0",
             "process": {
@@ -268,24 +258,45 @@ impl Sandbox {
             "root": {"path": "rootfs", "readonly": false},
             "hostname": "outer",
             "mounts": mounts,
-            "linux": {
-                "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}],
-                "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi",
-                    "/sys/firmware", "/sys/dev/block"],
-                "readonlyPaths": ["/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
-                    "/proc/sysrq-trigger"],
-            },
+            "linux": linux,
         })
     }
 
     fn light_command(&self) -> Command {
         let mut command = Command::new("sh");
+        self.light_arguments(&mut command);
+        command
+    }
+
+    /// A shell stays as the parent of PID 1 and passes its end on; `unshare --fork` cannot tell of a SIGKILL.
+    fn light_user_command(&mut self) -> anyhow::Result<Command> {
+        let ids = if self.kind == Kind::LightUserSingle { userns::SINGLE } else { userns::MAP };
+        let users = UserNamespace::new(ids)?;
+        let mut command = users.enter();
+        command.args(["unshare", "--mount", "--propagation", "slave", "--pid", "--ipc", "--uts", "--"]);
+        command.args(["sh", "-c", "\"$@\"; exit $?", "parent", "setpriv", "--pdeathsig", "SIGKILL", "sh"]);
+        let masked = if self.kind == Kind::LightUserMasked { "yes" } else { "" };
+        self.light_arguments(command.env("USER_NAMESPACE", "yes").env("MASKED", masked));
+        self.users = Some(users);
+        Ok(command)
+    }
+
+    /// Maps the ids of the user namespace that PID 1 makes last.
+    fn map_last(&self) -> anyhow::Result<()> {
+        let users = self.users.as_ref().context("no user namespace")?;
+        wait::until_ok("the last user namespace", STEP, || {
+            let pid = self.pid1()?;
+            ensure!(fs::read_link(format!("/proc/{pid}/ns/user"))? != users.link()?, "not made: {}", self.logs());
+            users.map_below(pid)
+        })
+    }
+
+    fn light_arguments(&self, command: &mut Command) {
         command.args(["-c", LIGHT, "light"]).arg(self.rootfs());
         for volume in &self.options.volumes {
             command.arg(&volume.host).args([&volume.at, volume.mode]);
         }
         command.args(["--", "/bin/busybox", "env", "-i"]).args(self.environment()).args(&self.options.program);
-        command
     }
 
     /// The sandbox's name.
@@ -296,16 +307,23 @@ impl Sandbox {
     /// Its PID 1, as this program sees it; an error if it does not run.
     pub fn pid1(&self) -> anyhow::Result<u32> {
         match (self.kind, &self.running) {
-            (Kind::Podman, _) => {
+            (Kind::Podman | Kind::PodmanUser, _) => {
                 let format = "--format={{.State.Pid}}";
                 let said = self.podman()?.run("inspect", &[format, &self.name])?.stdout;
                 let pid = said.trim().parse()?;
-                anyhow::ensure!(pid != 0, "{} does not run: {}", self.name, self.logs());
+                ensure!(pid != 0, "{} does not run: {}", self.name, self.logs());
                 Ok(pid)
             }
             (_, None) => bail!("{} does not run", self.name),
-            (Kind::Crun, Some(_)) => Ok(fs::read_to_string(self.folder.join("pid"))?.trim().parse()?),
+            (Kind::Crun | Kind::CrunUser, Some(_)) => {
+                Ok(fs::read_to_string(self.folder.join("pid"))?.trim().parse()?)
+            }
             (Kind::Light, Some(running)) => Ok(running.0.id()),
+            (Kind::LightUser | Kind::LightUserMasked | Kind::LightUserSingle, Some(running)) => {
+                let parent = running.0.id();
+                let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+                children.trim().parse().with_context(|| format!("{} has no PID 1: {}", self.name, self.logs()))
+            }
         }
     }
 
@@ -325,19 +343,22 @@ impl Sandbox {
 
     /// The command that would run `words` inside: to be started beside the test.
     pub fn exec_command(&self, words: &[&str]) -> anyhow::Result<Command> {
-        let mut command = match self.kind {
-            Kind::Podman => {
+        let mut command = match self.kind.runtime() {
+            Runtime::Podman => {
                 let mut command = self.podman()?.command("exec");
                 command.arg(&self.name);
                 command
             }
-            Kind::Crun => {
+            Runtime::Crun => {
                 let mut command = self.crun("exec");
                 command.arg(&self.name);
                 command
             }
-            Kind::Light => {
+            Runtime::Light => {
                 let mut command = Command::new("nsenter");
+                if self.kind != Kind::Light {
+                    command.args(["--user", "--setuid=0", "--setgid=0"]);
+                }
                 command.args(["--mount", "--pid", "--ipc", "--uts", "--root", "--wd", "--target"]);
                 command
                     .arg(self.pid1()?.to_string())
@@ -352,12 +373,12 @@ impl Sandbox {
 
     /// Everything PID 1 wrote, over all starts.
     pub fn logs(&self) -> String {
-        let result = match self.kind {
-            Kind::Podman => self.podman().and_then(|podman| {
+        let result = match self.kind.runtime() {
+            Runtime::Podman => self.podman().and_then(|podman| {
                 let output = process::output(podman.command("logs").arg(&self.name), STEP)?;
                 Ok(output.stdout + &output.stderr)
             }),
-            Kind::Light | Kind::Crun => {
+            Runtime::Light | Runtime::Crun => {
                 fs::read(self.log()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).map_err(Into::into)
             }
         };
@@ -384,7 +405,7 @@ impl Sandbox {
 
     /// Waits for PID 1 to end by itself; its exit code, or 128 + signal.
     pub fn wait(&mut self, limit: Duration) -> anyhow::Result<i32> {
-        if self.kind == Kind::Podman {
+        if self.kind.runtime() == Runtime::Podman {
             let said = process::output(self.podman()?.command("wait").arg(&self.name), limit)?.ok()?.stdout;
             return Ok(said.trim().parse()?);
         }
@@ -396,15 +417,15 @@ impl Sandbox {
 
     /// Starts an ended sandbox again: same root, same volumes, same program.
     pub fn restart(&mut self) -> anyhow::Result<()> {
-        match self.kind {
-            Kind::Podman => self.podman()?.run("start", &[&self.name]).map(drop),
-            Kind::Light | Kind::Crun => self.launch(),
+        match self.kind.runtime() {
+            Runtime::Podman => self.podman()?.run("start", &[&self.name]).map(drop),
+            Runtime::Light | Runtime::Crun => self.launch(),
         }
     }
 
     /// The same, with other arguments; not for podman, which fixes them when it creates a container.
     pub fn restart_as(&mut self, program: &[&str]) -> anyhow::Result<()> {
-        anyhow::ensure!(self.kind != Kind::Podman, "podman cannot change the program of a container");
+        ensure!(self.kind.runtime() != Runtime::Podman, "podman cannot change the program of a container");
         self.options.program = program.iter().map(|&word| word.to_owned()).collect();
         self.restart()
     }
@@ -422,56 +443,25 @@ impl Drop for Sandbox {
     fn drop(&mut self) {
         cases::last_words(&self.name, &self.logs());
         // What cannot be removed here ends with the world; a test that passed must not fail on it.
-        match self.kind {
-            Kind::Podman => {
+        match self.kind.runtime() {
+            Runtime::Podman => {
                 if let Ok(podman) = self.podman() {
                     let _ = podman.run("rm", &["--force", "--time=0", &self.name]);
                 }
             }
-            Kind::Crun => {
+            Runtime::Crun => {
                 let _ = process::output(self.crun("delete").arg("--force").arg(&self.name), STEP);
             }
-            Kind::Light => {}
+            // Its parent is told to end with the test; a change of ids may have cleared that for PID 1.
+            Runtime::Light => drop(self.signal(Signal::SIGKILL)),
         }
         self.running = None;
-        if self.kind != Kind::Podman {
+        if self.kind.runtime() != Runtime::Podman {
             let _ = rustix::mount::unmount(self.rootfs(), rustix::mount::UnmountFlags::DETACH);
         }
     }
 }
 
-/// Run by `sh` in new namespaces: ROOT (HOST AT MODE)... -- PROGRAM.
-const LIGHT: &str = r#"
-set -e
-root=$1; shift
-mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
-mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
-mount -t tmpfs -o nosuid,mode=755,size=64m dev "$root/dev"
-for node in null zero full random urandom tty; do
-    : > "$root/dev/$node"
-    mount --bind "/dev/$node" "$root/dev/$node"
-done
-mkdir "$root/dev/pts" "$root/dev/shm"
-mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts "$root/dev/pts"
-mount -t tmpfs -o nosuid,nodev,mode=1777 shm "$root/dev/shm"
-ln -s pts/ptmx "$root/dev/ptmx"
-ln -s /proc/self/fd "$root/dev/fd"
-while [ "$1" != -- ]; do
-    if [ -d "$1" ]; then
-        mkdir -p "$root$2"
-    else
-        mkdir -p "$(dirname "$root$2")"
-        : >> "$root$2"
-    fi
-    mount --bind "$1" "$root$2"
-    if [ "$3" = ro ]; then mount -o remount,bind,ro "$root$2"; fi
-    shift 3
-done
-shift
-cd "$root"
-mkdir -p .outside
-pivot_root . .outside
-cd /
-/bin/busybox umount -l /.outside
-exec "$@"
-"#;
+/// Run by `sh` in new namespaces: ROOT (HOST AT MODE)... -- PROGRAM. In a user namespace `sysfs` is the machine's, as the
+/// network is; what is not the namespace's own mount can be bound, and is pivoted away from as a whole.
+const LIGHT: &str = include_str!("light.sh");

@@ -2,6 +2,7 @@
 //!
 //! When one of these fails, the machine or the bed is to blame, and no other failure means anything.
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
 use crate::harness::client::{Prober, gaps};
-use crate::harness::disk::{Disk, FileSystem};
+use crate::harness::disk::{Disk, FileSystem, Log};
 use crate::harness::faulty::{Fault, Faulty};
 use crate::harness::image::{Built, Format, ImageBuilder, Layer, Packing, digest};
 use crate::harness::registry::{PASSWORD, Registry, free_port};
@@ -33,11 +34,22 @@ pub(super) const CASES: &[Case] = &[
     case("bed::a_crun_sandbox_runs_the_daemon_as_pid_1", |bed| runs_daemon(bed, Kind::Crun)),
     case("bed::a_podman_sandbox_runs_the_daemon_as_pid_1", |bed| runs_daemon(bed, Kind::Podman)),
     case("bed::podman_confines_as_users_will_have_it", podman_confines),
+    case("bed::a_sandbox_in_a_user_namespace_runs_the_daemon_as_pid_1", |bed| each_user(bed, runs_daemon)),
+    case("bed::a_sandbox_in_a_user_namespace_allows_what_an_update_needs", |bed| {
+        for kind in Kind::USER {
+            if kind != Kind::LightUserMasked {
+                allows(bed, kind).with_context(|| format!("{kind:?}"))?;
+            }
+        }
+        Ok(())
+    }),
+    case("bed::a_masked_proc_in_a_user_namespace_forbids_a_fresh_one", masked),
     case("bed::a_light_sandbox_allows_what_an_update_needs", |bed| allows(bed, Kind::Light)),
     case("bed::a_crun_sandbox_allows_what_an_update_needs", |bed| allows(bed, Kind::Crun)),
     case("bed::a_podman_sandbox_allows_what_an_update_needs", |bed| allows(bed, Kind::Podman)),
     case("bed::the_prober_sees_the_gap_of_a_restart", gap),
     case("bed::a_disk_can_be_filled_and_mended", full_disk),
+    case("bed::a_disk_that_is_cut_off_keeps_what_was_synced", cut_disk),
     case("bed::redis_keeps_its_data_in_the_state_volume", redis),
 ];
 
@@ -179,6 +191,10 @@ fn answer(address: SocketAddr, path: &str) -> anyhow::Result<Value> {
     wait::until_ok("the daemon to answer", SOON, || http::get(address, path, SOON)?.json())
 }
 
+fn each_user(bed: &Bed, test: fn(&Bed, Kind) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    Kind::USER.into_iter().try_for_each(|kind| test(bed, kind).with_context(|| format!("{kind:?}")))
+}
+
 fn runs_daemon(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
     let state = bed.volume("state")?;
     let (options, address) = testd(bed, &state)?;
@@ -238,6 +254,18 @@ fn allows(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn masked(bed: &Bed) -> anyhow::Result<()> {
+    let probe = bed.program("molt-kernel-probe")?;
+    let store = bed.volume("store")?;
+    std::fs::create_dir(store.join("probe"))?;
+    let options = Options::new(bed, &["/bin/probe", "/store/probe"])?.volume(&store, "/store");
+    let mut sandbox = Sandbox::start(bed, Kind::LightUserMasked, options.read_only(&probe, "/bin/probe"))?;
+    ensure!(sandbox.wait(SOON)? != 0, "the probe found nothing amiss: {}", sandbox.logs());
+    let logs = sandbox.logs();
+    ensure!(logs.contains("fresh /proc: Operation not permitted"), "{logs}");
+    Ok(())
+}
+
 fn gap(bed: &Bed) -> anyhow::Result<()> {
     let state = bed.volume("state")?;
     let (options, address) = testd(bed, &state)?;
@@ -265,6 +293,27 @@ fn full_disk(bed: &Bed) -> anyhow::Result<()> {
     ensure!(error.kind() == std::io::ErrorKind::StorageFull, "{error}");
     std::fs::remove_file(ballast)?;
     std::fs::write(&file, vec![1; 1 << 20])?;
+    Ok(())
+}
+
+fn cut_disk(bed: &Bed) -> anyhow::Result<()> {
+    for (kind, log) in [FileSystem::Ext4, FileSystem::Xfs]
+        .into_iter()
+        .flat_map(|kind| [Log::Lost, Log::Flushed].map(|log| (kind, log)))
+    {
+        let disk = Disk::new(&bed.scratch("disk")?, kind, 320)?;
+        let (synced, written) = (disk.path.join("synced"), disk.path.join("written"));
+        std::fs::write(&synced, [1; 4096])?;
+        File::open(&synced)?.sync_all()?;
+        File::open(&disk.path)?.sync_all()?;
+        std::fs::write(&written, [2; 4096])?;
+        disk.cut(log)?;
+        disk.rest()?;
+        disk.wake()?;
+        ensure!(std::fs::read(&synced)? == [1; 4096], "{kind:?} {log:?}: what was synced is lost");
+        // Data is written out after many seconds; the name may be in the log.
+        ensure!(!std::fs::read(&written).is_ok_and(|data| data == [2; 4096]), "{kind:?} {log:?}: nothing was cut off");
+    }
     Ok(())
 }
 

@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 
 use anyhow::ensure;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::bed::Bed;
@@ -18,6 +20,7 @@ pub(super) const CASES: &[Case] = &[
     case("boot::with_the_store_on_the_containers_overlay", store_on_overlay),
     case("boot::with_a_read_only_store", read_only_store),
     case("boot::with_a_store_that_another_molt_holds", locked_store),
+    case("boot::with_the_store_of_a_molt_that_runs_is_refused_and_that_one_goes_on", two_on_one_store),
     case("boot::with_the_store_in_the_state", store_in_state),
     case("boot::with_an_invalid_spec_says_all_that_is_wrong", invalid_spec),
     case("boot::with_an_invalid_policy_says_all_that_is_wrong", invalid_policy),
@@ -89,6 +92,25 @@ fn locked_store(bed: &Bed) -> anyhow::Result<()> {
     refused(bed, options, 124, &["another molt holds its lock", "--store"])?;
     ensure!(names(&store)? == ["lock"], "{:?}", names(&store)?);
     Ok(())
+}
+
+fn two_on_one_store(bed: &Bed) -> anyhow::Result<()> {
+    let molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
+    let listed = || anyhow::Ok((fs::read(molt.store.join("journal"))?, names(&molt.store)?));
+    // Halted, it writes nothing itself meanwhile.
+    let first = Pid::from_raw(molt.sandbox.pid1()?.cast_signed());
+    kill(first, Signal::SIGSTOP)?;
+    let before = listed()?;
+    let image = bed.small("v2")?;
+    let program = init(&["--store", STORE, "--image", &image]);
+    let options = Options::new(bed, &program)?.volume(&molt.store, STORE);
+    refused(bed, options, 124, &["another molt holds its lock", "stop the other molt", "nothing was touched"])?;
+    ensure!(listed()? == before, "the store was touched");
+    kill(first, Signal::SIGCONT)?;
+    molt.serves("v1", 1)?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    molt.serves("v2", 2)?;
+    molt.sound()
 }
 
 fn store_in_state(bed: &Bed) -> anyhow::Result<()> {

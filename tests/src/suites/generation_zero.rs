@@ -11,15 +11,16 @@ use crate::harness::{http, registry, wait};
 
 /// The tests of this suite.
 pub(super) const CASES: &[Case] = &[
-    case("zero::runs_a_command_updates_to_an_image_and_goes_back", story),
+    case("zero::runs_a_command_updates_to_an_image_and_goes_back", |bed| story(bed, Kind::Light)),
+    case("zero::updates_to_an_image_and_goes_back_in_a_user_namespace", |bed| story(bed, Kind::LightUser)),
     case("zero::the_root_of_the_container_stays_as_it_is", untouched_root),
     case("zero::takes_the_place_of_tini", tini),
     case("zero::without_a_store_it_runs_and_an_update_is_refused", without_a_store),
 ];
 
-fn story(bed: &Bed) -> anyhow::Result<()> {
+fn story(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
     // The image's user; the state is one and the same.
-    let setup = Setup::own_root(bed, Kind::Light, &["/app/molt-testd"])?.with("/workload/user", json!("1000:1000"));
+    let setup = Setup::own_root(bed, kind, &["/app/molt-testd"])?.with("/workload/user", json!("1000:1000"));
     let mut molt = setup.start()?;
     molt.serves("outer", 1)?;
     molt.click()?;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
 use crate::harness::faulty::{Fault, Faulty};
+use crate::harness::fuse::Fuse;
 use crate::harness::image::{Format, Layer, Packing};
 use crate::harness::molt::{Molt, PROGRAM, SOON, Setup};
 use crate::harness::process::{self, Background};
@@ -17,7 +18,8 @@ use crate::harness::{http, images, registry, wait};
 
 /// The tests of this suite.
 pub(super) const CASES: &[Case] = &[
-    case("update::keeps_the_state_and_runs_the_new_version", keeps_the_state),
+    case("update::keeps_the_state_and_runs_the_new_version", |bed| keeps_the_state(bed, Kind::Light)),
+    case("update::keeps_the_state_in_a_user_namespace", |bed| keeps_the_state(bed, Kind::LightUser)),
     case("update::starts_with_a_fresh_upper_folder", fresh_upper),
     case("update::to_the_image_that_runs_restarts_nothing", noop),
     case("update::dry_run_shows_the_plan_and_changes_nothing", dry_run),
@@ -28,7 +30,8 @@ pub(super) const CASES: &[Case] = &[
     case("update::a_newer_one_waits_for_one_after_the_gate", queues),
     case("update::no_wait_and_a_wait_that_times_out", waits),
     case("update::cancel_leaves_the_old_one_untouched", cancel),
-    case("rollback::enters_the_same_generation_with_its_upper_as_it_was", by_hand),
+    case("rollback::enters_the_same_generation_with_its_upper_as_it_was", |bed| by_hand(bed, Kind::Light)),
+    case("rollback::enters_the_same_generation_in_a_user_namespace", |bed| by_hand(bed, Kind::LightUser)),
     case("rollback::to_a_numbered_generation_and_the_chain_of_previous", chain),
     case("rollback::with_nothing_to_go_back_to_is_refused", nothing_to_go_back_to),
     case("rollback::by_itself_when_the_new_version_exits_at_once", |bed| sick(bed, "exits", 1, "status 1")),
@@ -38,11 +41,13 @@ pub(super) const CASES: &[Case] = &[
     case("rollback::by_itself_when_the_new_version_falls_ill_in_its_trial", falls_ill),
     case("rollback::not_by_itself_where_the_spec_says_so", no_auto_rollback),
     case("bad::an_image_that_failed_is_refused_until_forgotten_or_forced", remembered),
+    case("bad::nothing_is_forgotten_while_a_workload_is_swapped", not_forgotten_in_the_gap),
     case("bad::good_comes_after_bad", bad_good_bad),
     case("exclusive::two_at_once_are_noticed", two_at_once),
     case("exclusive::a_workload_that_ignores_the_signal_is_killed_after_its_grace", ignores_term),
     case("exclusive::a_workload_that_stops_slowly_is_waited_for", slow_stop),
     case("exclusive::a_process_that_forked_away_is_gone_before_the_new_one_starts", double_forks),
+    case("exclusive::where_the_old_one_cannot_be_killed_no_other_one_starts", unkillable),
 ];
 
 fn number(value: &Value) -> anyhow::Result<u64> {
@@ -53,8 +58,8 @@ fn v1(bed: &Bed) -> anyhow::Result<Molt> {
     Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()
 }
 
-fn keeps_the_state(bed: &Bed) -> anyhow::Result<()> {
-    let molt = v1(bed)?;
+fn keeps_the_state(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
+    let molt = Setup::new(bed, kind, &bed.small("v1")?)?.start()?;
     ensure!(molt.click()? == 1 && molt.click()? == 2);
     let output = molt.expect(0, &["update", &bed.small("v2")?])?;
     ensure!(output.stdout.contains("confirmed: generation 2"), "{output:?}");
@@ -253,8 +258,8 @@ fn waits(bed: &Bed) -> anyhow::Result<()> {
     molt.sound()
 }
 
-fn by_hand(bed: &Bed) -> anyhow::Result<()> {
-    let setup = Setup::new(bed, Kind::Light, &with_data(bed, "v1")?)?.with("/policy", data_policy());
+fn by_hand(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
+    let setup = Setup::new(bed, kind, &with_data(bed, "v1")?)?.with("/policy", data_policy());
     let molt = setup.start()?;
     write_data(&molt)?;
     molt.click()?;
@@ -376,16 +381,42 @@ fn falls_ill(bed: &Bed) -> anyhow::Result<()> {
 fn no_auto_rollback(bed: &Bed) -> anyhow::Result<()> {
     let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/update/autoRollback", json!(false));
     let molt = setup.with("/health/startupDeadline", json!("700ms")).start()?;
-    molt.expect(0, &["update", "--no-wait", &bed.small("ill")?])?;
-    wait::until_ok("a word about it", SOON, || {
-        let events = molt.expect(0, &["events"])?.stdout;
-        ensure!(events.contains("update.autoRollback is off"), "{events}");
-        Ok(())
-    })?;
+    // It ends all the same: nothing more will happen until somebody decides.
+    let output = molt.expect(4, &["update", &bed.small("ill")?])?;
+    ensure!(output.stdout.contains("undecided: unhealthy; generation 2 runs "), "{output:?}");
+    for said in
+        ["autoRollback is off, so generation 2 runs ", "keep it: molt confirm", "go back to generation 1: molt reject"]
+    {
+        ensure!(output.stderr.contains(said), "{said}: {output:?}");
+    }
+    let under_way = molt.json(&["show", "u2"])?;
+    ensure!(under_way["outcome"].is_null() && under_way["reason"] == "unhealthy", "{under_way:#}");
     molt.serves("ill", 2)?;
     ensure!(molt.generation("confirmed")? == Some(1) && molt.generation("trial")? == Some(2));
     molt.expect(0, &["reject"])?;
     molt.serves("v1", 3)?;
+    molt.sound()
+}
+
+fn not_forgotten_in_the_gap(bed: &Bed) -> anyhow::Result<()> {
+    let setup = Setup::new(bed, Kind::Light, &bed.small("ignores-term")?)?;
+    let molt = setup.start()?;
+    molt.expect(3, &["update", &bed.small("exits")?])?;
+    let bad = molt.json(&["bad", "list"])?;
+    let path = format!("/v1/bad/{}", bad[0]["digest"].as_str().context("a digest")?);
+    let asked = || molt.state_file("signals").unwrap_or_default().matches("SIGTERM").count();
+    let before = asked();
+    molt.expect(0, &["update", "--no-wait", &bed.small("v2")?])?;
+    wait::until("the old one to be asked", SOON, || asked() > before)?;
+    // It stays for two seconds more, and meanwhile nothing is written.
+    let journal = || std::fs::read(molt.store.join("journal"));
+    let written = journal()?;
+    let answer = molt.ask("DELETE", &path, &Value::Null)?;
+    ensure!(answer.status == 409 && answer.text().contains("try again"), "{} {}", answer.status, answer.text());
+    ensure!(journal()? == written, "the journal was written in the gap");
+    molt.settled()?;
+    ensure!(molt.ask("DELETE", &path, &Value::Null)?.status == 204);
+    ensure!(molt.json(&["bad", "list"])? == json!([]));
     molt.sound()
 }
 
@@ -474,5 +505,33 @@ fn double_forks(bed: &Bed) -> anyhow::Result<()> {
     ensure!(beat() == seen, "the stray of the old generation lives on");
     let running = molt.family()?;
     ensure!(running.len() == 3, "molt, the shim and the workload, not {running:?}");
+    molt.sound()
+}
+
+/// A process that waits for a file system which answers nobody any more survives SIGKILL until it is answered.
+fn unkillable(bed: &Bed) -> anyhow::Result<()> {
+    let folder = bed.scratch("fuse")?;
+    // Dropped after the file system, without which it can end.
+    let molt;
+    let fuse = Fuse::mount(&folder)?;
+    let mut setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/workload/stopGracePeriod", json!("1s"));
+    setup.options = setup.options.volume(&folder, "/mnt/far");
+    molt = setup.start()?;
+    molt.expect(0, &["update", "--stage-only", "--no-wait", &bed.small("v2")?])?;
+    molt.until("generation 2 to be staged", |status| status["phase"] == "Held")?;
+    fuse.hang_names();
+    let address = molt.address;
+    let asker = std::thread::spawn(move || http::get(address, "/try?open=/mnt/far/file", SOON));
+    wait::until("the workload to wait for an answer", SOON, || fuse.unanswered() > 0)?;
+    let output = molt.expect(4, &["apply"])?;
+    ensure!(output.stderr.contains("was killed and is still there"), "{output:?}");
+    let status = molt.status()?;
+    ensure!(status["phase"] == "Degraded" && status["lastUpdate"]["reason"] == "quiesce-failed", "{status:#}");
+    ensure!(molt.get("/").is_err(), "another one serves while the old one is there");
+    drop(fuse);
+    asker.join().expect("asking does not panic").err().context("an answer of a workload that was killed")?;
+    let status = molt.settled()?;
+    ensure!(status["workload"]["generation"] == 1 && status["bad"] == json!([]), "{status:#}");
+    molt.serves("v1", 2)?;
     molt.sound()
 }

@@ -3,15 +3,29 @@
 mod bad;
 mod bed;
 mod boot_errors;
+mod crash;
+mod deadlines;
+mod docs;
+mod doctor;
+mod fail_closed;
 mod generation_zero;
 mod hooks;
+mod hostile;
+mod isolation;
 mod keep;
 mod lifecycle;
+mod policy;
+mod pressure;
 mod probes;
 mod readme;
+mod redteam;
 mod registry;
 mod restart;
 mod runtimes;
+mod simulator;
+mod trees;
+mod unconfined;
+mod unpack;
 
 use crate::harness::cases::Case;
 
@@ -26,13 +40,29 @@ pub fn all() -> Vec<Case> {
         lifecycle::CASES,
         registry::CASES,
         readme::CASES,
+        redteam::CASES,
         boot_errors::CASES,
+        crash::errno::CASES,
+        crash::kill::CASES,
+        crash::power::CASES,
+        deadlines::CASES,
+        docs::CASES,
+        doctor::CASES,
+        fail_closed::CASES,
         generation_zero::CASES,
         hooks::CASES,
+        hostile::CASES,
+        isolation::CASES,
         keep::CASES,
+        policy::CASES,
+        pressure::CASES,
         probes::CASES,
         restart::CASES,
         runtimes::CASES,
+        simulator::CASES,
+        trees::CASES,
+        unconfined::CASES,
+        unpack::CASES,
     ]
     .concat()
 }

@@ -16,12 +16,24 @@ use crate::harness::{http, wait};
 
 /// The tests of this suite.
 pub(super) const CASES: &[Case] = &[
-    case("restart::enters_what_was_confirmed_and_not_the_image_of_the_spec", idle),
-    case("restart::after_a_rollback_stays_with_it", after_a_rollback),
-    case("restart::during_a_fetch_leaves_the_old_one", during_a_fetch),
-    case("restart::killed_in_a_trial_goes_back", killed_in_a_trial),
-    case("restart::stopped_in_a_trial_goes_on_with_it", stopped_in_a_trial),
+    case("restart::enters_what_was_confirmed_and_not_the_image_of_the_spec", |bed| idle(bed, Kind::Light)),
+    case("restart::enters_what_was_confirmed_in_a_user_namespace", |bed| idle(bed, Kind::LightUser)),
+    case("restart::after_a_rollback_stays_with_it", |bed| after_a_rollback(bed, Kind::Light)),
+    case("restart::after_a_rollback_stays_with_it_in_a_user_namespace_under_crun", |bed| {
+        after_a_rollback(bed, Kind::CrunUser)
+    }),
+    case("restart::during_a_fetch_leaves_the_old_one", |bed| during_a_fetch(bed, Kind::Light)),
+    case("restart::during_a_fetch_leaves_the_old_one_in_a_user_namespace", |bed| during_a_fetch(bed, Kind::LightUser)),
+    case("restart::killed_in_a_trial_goes_back", |bed| killed_in_a_trial(bed, Kind::Light)),
+    case("restart::killed_in_a_trial_goes_back_in_a_user_namespace_with_a_masked_proc", |bed| {
+        killed_in_a_trial(bed, Kind::LightUserMasked)
+    }),
+    case("restart::stopped_in_a_trial_goes_on_with_it", |bed| stopped_in_a_trial(bed, Kind::Light)),
+    case("restart::stopped_in_a_trial_goes_on_with_it_in_a_user_namespace_under_podman", |bed| {
+        stopped_in_a_trial(bed, Kind::PodmanUser)
+    }),
     case("restart::killed_at_any_time_something_proven_runs", any_time),
+    case("restart::three_starts_in_vain_lead_to_the_version_before", starts_in_vain),
     case("restart::a_changed_image_in_the_spec_is_a_new_intent", changed_spec),
     case("exit::the_status_of_the_workload_is_that_of_the_container", status_passes),
     case("exit::a_signal_that_kills_the_workload_is_told_as_128_and_its_number", killed_by_signal),
@@ -31,12 +43,12 @@ pub(super) const CASES: &[Case] = &[
     case("output::goes_to_the_container_and_to_molt_logs", output),
 ];
 
-fn idle(bed: &Bed) -> anyhow::Result<()> {
+fn idle(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
     for version in ["v1", "v2"] {
         bed.small(version)?;
     }
     let proxy = Faulty::start(bed.registry()?.address)?;
-    let setup = Setup::new(bed, Kind::Light, &proxy.reference("small:v1"))?;
+    let setup = Setup::new(bed, kind, &proxy.reference("small:v1"))?;
     let mut molt = setup.with("/registries/insecure", json!([proxy.address.to_string()])).start()?;
     molt.click()?;
     molt.expect(0, &["update", "--reason", "a test", &proxy.reference("small:v2")])?;
@@ -58,8 +70,8 @@ fn idle(bed: &Bed) -> anyhow::Result<()> {
     molt.sound()
 }
 
-fn after_a_rollback(bed: &Bed) -> anyhow::Result<()> {
-    let mut molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
+fn after_a_rollback(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
+    let mut molt = Setup::new(bed, kind, &bed.small("v1")?)?.start()?;
     molt.expect(0, &["update", &bed.small("v2")?])?;
     molt.expect(0, &["rollback"])?;
     ensure!(molt.sandbox.stop(SOON)? == 0);
@@ -71,12 +83,12 @@ fn after_a_rollback(bed: &Bed) -> anyhow::Result<()> {
     molt.sound()
 }
 
-fn during_a_fetch(bed: &Bed) -> anyhow::Result<()> {
+fn during_a_fetch(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
     for version in ["v1", "v2"] {
         bed.small(version)?;
     }
     let proxy = Faulty::start(bed.registry()?.address)?;
-    let setup = Setup::new(bed, Kind::Light, &proxy.reference("small:v1"))?;
+    let setup = Setup::new(bed, kind, &proxy.reference("small:v1"))?;
     let mut molt = setup.with("/registries/insecure", json!([proxy.address.to_string()])).start()?;
     let accept = [("Accept", "application/vnd.oci.image.manifest.v1+json")];
     let manifest = http::request(proxy.address, "GET", "/v2/small/manifests/v2", &accept, &[], SOON)?.json()?;
@@ -95,8 +107,8 @@ fn during_a_fetch(bed: &Bed) -> anyhow::Result<()> {
     molt.sound()
 }
 
-fn killed_in_a_trial(bed: &Bed) -> anyhow::Result<()> {
-    let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/health/monitor", json!("20s"));
+fn killed_in_a_trial(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
+    let setup = Setup::new(bed, kind, &bed.small("v1")?)?.with("/health/monitor", json!("5s"));
     let mut molt = setup.start()?;
     molt.expect(0, &["update", "--no-wait", &bed.small("v2")?])?;
     molt.until("the trial", |status| status["phase"] == "Proving" && status["trial"]["generation"] == 2)?;
@@ -111,8 +123,8 @@ fn killed_in_a_trial(bed: &Bed) -> anyhow::Result<()> {
     molt.sound()
 }
 
-fn stopped_in_a_trial(bed: &Bed) -> anyhow::Result<()> {
-    let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/health/monitor", json!("2s"));
+fn stopped_in_a_trial(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
+    let setup = Setup::new(bed, kind, &bed.small("v1")?)?.with("/health/monitor", json!("2s"));
     let mut molt = setup.start()?;
     molt.expect(0, &["update", "--no-wait", &bed.small("v2")?])?;
     molt.until("the trial", |status| status["phase"] == "Proving" && status["workload"]["ready"] == true)?;
@@ -149,6 +161,37 @@ fn any_time(bed: &Bed) -> anyhow::Result<()> {
         molt.sound()?;
     }
     Ok(())
+}
+
+fn starts_in_vain(bed: &Bed) -> anyhow::Result<()> {
+    let mut molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    // From here on nothing is healthy for long enough before it is killed.
+    let spec = molt.config.join("sandbox.yaml");
+    fs::write(&spec, fs::read_to_string(&spec)?.replace("\"300ms\"", "\"1m\""))?;
+    let mut number = 2;
+    for version in ["v2", "v2", "v2", "v1"] {
+        ensure!(molt.sandbox.kill()? == 137);
+        molt.sandbox.restart()?;
+        let status = molt.settled()?;
+        number += 1;
+        molt.serves(version, number)?;
+        ensure!(status["confirmed"]["generation"] == 2, "{status:#}");
+        let conditions = status["conditions"].as_array().context("conditions")?;
+        let fallback = conditions.iter().find(|one| one["type"] == "Fallback");
+        let told = fallback.is_some_and(|one| one["status"] == "True");
+        ensure!(told == (version == "v1"), "{version}: {conditions:#?}");
+        if let Some(one) = fallback.filter(|_| told) {
+            let why = one["message"].as_str().unwrap_or_default();
+            ensure!(why.contains("generation 2 was started 3 times in a row and never was healthy"), "{why}");
+        }
+    }
+    // What stands in may be replaced like anything else.
+    molt.expect(0, &["update", "--no-wait", &bed.small("v3")?])?;
+    molt.until("the trial", |status| status["phase"] == "Proving")?;
+    molt.expect(0, &["confirm"])?;
+    ensure!(molt.version()?.0 == "v3");
+    molt.sound()
 }
 
 fn changed_spec(bed: &Bed) -> anyhow::Result<()> {

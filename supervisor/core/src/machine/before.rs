@@ -4,9 +4,10 @@
 //! touch the serving run.
 
 use super::{
-    Attempt, Effect, Ended, Kind, Moment, Phase, State,
+    Attempt, Effect, Ended, Kind, Mark, Moment, Phase, State,
     event::Target,
     rest::{self, runs_now},
+    swap,
 };
 use crate::{code::Code, generation::Record, ids::UpdateId, journal::Bad, wire::Outcome};
 
@@ -39,8 +40,14 @@ pub(super) fn intent(
         return;
     }
     match state.phase {
-        Phase::Idle | Phase::Degraded => begin(state, now, attempt, out),
-        phase if phase.before_gate() && !boots(state) => {
+        Phase::Idle | Phase::Degraded => {
+            if let Some(waiting) = state.queued.take() {
+                let by = format!("superseded by {}", attempt.id);
+                end(state, waiting, Outcome::Aborted, Some(Code::Superseded), by, out);
+            }
+            begin(state, now, attempt, out);
+        }
+        phase if phase.before_gate() && !boots(state) && !resumes(state) => {
             let by = attempt.id;
             state.sick |= state.attempt.as_ref().is_some_and(|under_way| under_way.kind == Kind::Restart);
             abort(state, Code::Superseded, &format!("superseded by {by}"), out);
@@ -60,10 +67,21 @@ fn boots(state: &State) -> bool {
     state.slot.confirmed.is_some() && state.attempt.as_ref().is_some_and(|attempt| attempt.kind == Kind::Boot)
 }
 
-/// An attempt with the next id, recorded only when something it leads to is.
+/// A trial that a clean stop interrupted is on its way to its gate again.
+pub(super) fn resumes(state: &State) -> bool {
+    let trial = state.attempt.as_ref().is_some_and(|attempt| matches!(attempt.kind, Kind::Update | Kind::Rollback));
+    trial && state.phase == Phase::Arming && state.serving.is_none() && state.slot.trial.is_some()
+}
+
+/// An attempt with the next id.
 pub(super) fn new_attempt(state: &mut State, now: Moment, by: String, note: Option<String>) -> Attempt {
-    let id = UpdateId(state.slot.next_update);
-    state.slot.next_update += 1;
+    let id = UpdateId(state.next_update);
+    state.next_update += 1;
+    attempt(id, now, by, note)
+}
+
+/// An attempt that has its id.
+pub(super) fn attempt(id: UpdateId, now: Moment, by: String, note: Option<String>) -> Attempt {
     Attempt {
         id,
         kind: Kind::Update,
@@ -82,6 +100,7 @@ pub(super) fn new_attempt(state: &mut State, now: Moment, by: String, note: Opti
         gap_from_ns: None,
         downtime_ns: None,
         unready_ns: None,
+        undecided: None,
         failure: None,
         exit_status: None,
     }
@@ -90,7 +109,10 @@ pub(super) fn new_attempt(state: &mut State, now: Moment, by: String, note: Opti
 /// Starts an attempt with nothing else under way.
 pub(super) fn begin(state: &mut State, now: Moment, mut attempt: Attempt, out: &mut Vec<Effect>) {
     attempt.from = state.serving.map(|run| run.generation).or(state.slot.confirmed);
-    out.push(Effect::Unwait);
+    // The confirmed generation that does not run is tried again whatever else is under way.
+    if state.serving.is_some() || !state.shaky {
+        out.push(Effect::Unwait);
+    }
     // A restart that waited for its back-off is not forgotten.
     state.sick |= state.phase == Phase::Idle && state.restarts > 1 && state.serving.is_some();
     if !state.settings.durable {
@@ -181,8 +203,12 @@ pub(super) fn staged(state: &mut State, now: Moment, id: UpdateId, record: Recor
     attempt.to = Some(generation);
     if attempt.kind == Kind::Boot {
         rest::start(state, now, out);
-    } else if attempt.stage_only || state.hold {
+    } else if (attempt.stage_only || state.hold) && rest::something_can_run(state) {
         state.phase = Phase::Held;
+        // Nothing serves and nothing is about to: not while it waits for somebody.
+        if state.serving.is_none() && state.standby.is_none() && !state.waiting {
+            rest::wait_to_retry(state, out);
+        }
     } else {
         arm(state, out);
     }
@@ -215,7 +241,11 @@ pub(super) fn release(state: &mut State, out: &mut Vec<Effect>) {
 }
 
 pub(super) fn cancel(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
-    if state.phase.before_gate() && state.attempt.as_ref().is_some_and(|attempt| attempt.kind != Kind::Boot) {
+    if resumes(state) {
+        swap::fail_attempt(state, Code::Rejected, "cancelled".to_owned());
+        drop_standby(state, out);
+        swap::restore(state, now, out);
+    } else if state.phase.before_gate() && state.attempt.as_ref().is_some_and(|attempt| attempt.kind != Kind::Boot) {
         abort(state, Code::Superseded, "cancelled", out);
         rest::settle(state, now, out);
     }
@@ -244,17 +274,28 @@ pub(super) fn failed(
 
 /// Ends the attempt before the gate; the serving run never noticed.
 pub(super) fn finish_before_gate(state: &mut State, code: Code, message: &str, refused: bool, out: &mut Vec<Effect>) {
-    drop_standby(state, out);
+    // What stands by while nothing serves and the attempt has not come to its gate is the confirmed one.
+    if state.serving.is_some() || !state.phase.leaves_the_gate_free() {
+        drop_standby(state, out);
+    }
     let Some(attempt) = state.attempt.take() else { return };
     out.push(Effect::Cancel(attempt.id));
-    let outcome = if refused { Outcome::Refused } else { Outcome::Aborted };
-    let message = format!("{message}; {}", runs_now(state));
-    end(state, attempt, outcome, Some(code), message, out);
     // A trial that was recorded and never signalled must not be found at the next start.
     if state.slot.trial.take().is_some() {
-        out.push(Effect::Record(Box::new(state.slot.clone())));
+        out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
     }
+    let outcome = if refused { Outcome::Refused } else { Outcome::Aborted };
+    let message = format!("{message}; {}", runs_now(state));
+    let no_space = code == Code::NoSpace;
+    let spent = attempt.to.filter(|_| no_space && attempt.kind == Kind::Update);
+    let staged = attempt.to.is_some();
+    end(state, attempt, outcome, Some(code), message, out);
     state.phase = Phase::Idle;
+    // A source that keeps sending images that cannot be armed must not fill the disk; and a disk that is full gets back
+    // what the attempt took.
+    if staged || no_space {
+        out.push(Effect::Collect(spent));
+    }
 }
 
 fn abort(state: &mut State, code: Code, message: &str, out: &mut Vec<Effect>) {

@@ -10,6 +10,17 @@ use crate::{
     wire::Outcome,
 };
 
+/// What becomes of a generation's `confirmed` mark, which says what boots when the journal cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mark {
+    /// Nothing.
+    Keep,
+    /// Made before the slot is written; if that fails, the slot is not written.
+    Set(Generation),
+    /// Taken away after the slot was written: the generation was not confirmed after all.
+    Clear(Generation),
+}
+
 /// How patiently to stop a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Patience {
@@ -70,10 +81,9 @@ pub enum Effect {
         /// Where.
         run: Run,
     },
-    /// Make this slot durable before anything after it; answers `Recorded` or `NotRecorded`.
-    Record(Box<Slot>),
-    /// Write and sync the generation's `confirmed` mark. Before the slot that confirms it.
-    Mark(Generation),
+    /// Make this slot durable before anything after it, and the mark that goes with it; answers `Recorded` or
+    /// `NotRecorded`.
+    Record(Box<Slot>, Mark),
     /// Stop a run; answers `Exited` (if it had a main process) and `Gone`, or `NotGone`.
     Stop(Run, Patience),
     /// Send one byte; answers `Execed` or `NotExeced`.
@@ -92,8 +102,8 @@ pub enum Effect {
     Unwait,
     /// The attempt ended: history, event, evidence.
     End(Box<Ended>),
-    /// Remove what nothing needs, in the background.
-    Collect,
+    /// Remove what nothing needs, in the background; and this generation, however many are kept.
+    Collect(Option<Generation>),
     /// Something a person should know.
     Warn(String),
     /// PID 1 exits with this status.

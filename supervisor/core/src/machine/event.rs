@@ -48,6 +48,8 @@ pub struct Found {
     pub spec: (Option<Digest>, Option<Digest>),
     /// The spec's image or policy text changed since the journal last saw it: a new intent.
     pub spec_changed: bool,
+    /// CLOCK_BOOTTIME, milliseconds: how long the kernel has been up, sleep included.
+    pub up_ms: u64,
 }
 
 /// What can happen.
@@ -169,6 +171,8 @@ pub enum Event {
     NotExeced {
         /// Which.
         instance: u64,
+        /// Why: `ExecFailed` is the image's fault, anything else is not.
+        code: Code,
         /// For people.
         message: String,
     },

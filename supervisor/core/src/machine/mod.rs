@@ -16,7 +16,7 @@ mod step;
 mod swap;
 pub mod table;
 
-pub use effect::{Effect, Ended, HookName, Patience, Purpose};
+pub use effect::{Effect, Ended, HookName, Mark, Patience, Purpose};
 pub use event::{Event, Found, Moment, Target};
 pub use state::{Attempt, Back, Kind, Phase, Run, Settings, State};
 pub use step::step;

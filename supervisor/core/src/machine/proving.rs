@@ -4,12 +4,12 @@
 //! the confirmation is durable.
 
 use super::{
-    Back, Effect, HookName, Kind, Moment, Patience, Phase, Purpose, State,
-    before::{drop_standby, end, finish_before_gate, remember_bad},
+    Back, Effect, HookName, Kind, Mark, Moment, Patience, Phase, Purpose, Run, State,
+    before::{arm, drop_standby, end, finish_before_gate, remember_bad},
     rest::{self, degrade, retry_later, runs_now},
     swap::{fail_attempt, restore},
 };
-use crate::{code::Code, wire::Outcome};
+use crate::{code::Code, journal::Verdict, wire::Outcome};
 
 pub(super) fn ready(state: &mut State, instance: u64, ready: bool, at_ns: u64) {
     if !state.serves(instance) {
@@ -41,36 +41,55 @@ pub(super) fn proven(state: &mut State, now: Moment, instance: u64, out: &mut Ve
             state.phase = Phase::RollingBack(Back::Recording);
             state.slot.trial = None;
             state.slot.confirmed = Some(run.generation);
-            out.push(Effect::Record(Box::new(state.slot.clone())));
+            state.slot.starts = 0;
+            judge(state, Outcome::RolledBack);
+            let mark = unconfirmed(state);
+            out.push(Effect::Record(Box::new(state.slot.clone()), mark));
         }
         (Phase::Degraded, _) => {
             out.push(Effect::Warn(format!("generation {} is healthy again", run.generation)));
             out.push(Effect::Unwait);
-            out.push(Effect::Probe(run, Purpose::Watch));
-            state.restarts = 0;
-            state.shaky = false;
-            state.sick = false;
             state.phase = Phase::Idle;
+            healthy(state, run, out);
             rest::settle(state, now, out);
         }
         // After the first signal nothing is written and nobody is probed: a late word of the old run.
         (phase, _) if phase != Phase::Idle && !phase.before_gate() => {}
-        _ => {
-            state.restarts = 0;
-            state.shaky = false;
-            state.sick = false;
-            if state.slot.starts != 0 {
-                state.slot.starts = 0;
-                out.push(Effect::Record(Box::new(state.slot.clone())));
-            }
-            out.push(Effect::Probe(run, Purpose::Watch));
-        }
+        _ => healthy(state, run, out),
     }
+}
+
+/// What runs outside of a trial was healthy for its monitor window.
+fn healthy(state: &mut State, run: Run, out: &mut Vec<Effect>) {
+    state.restarts = 0;
+    state.shaky = false;
+    state.sick = false;
+    let stands_in = state.slot.confirmed != Some(run.generation);
+    if stands_in {
+        // What was started instead has proven itself: it is what boots from now on, the other one a rollback away.
+        state.slot.previous = state.slot.confirmed.filter(|confirmed| state.known.contains_key(confirmed));
+        state.slot.confirmed = Some(run.generation);
+    }
+    if state.slot.starts != 0 || stands_in {
+        state.slot.starts = 0;
+        let mark = if stands_in { Mark::Set(run.generation) } else { Mark::Keep };
+        out.push(Effect::Record(Box::new(state.slot.clone()), mark));
+    }
+    out.push(Effect::Probe(run, Purpose::Watch));
+}
+
+/// The mark of an update's generation goes when it is rolled back: should the journal be lost, it must not boot.
+pub(super) fn unconfirmed(state: &State) -> Mark {
+    let update = state.attempt.as_ref().filter(|attempt| attempt.kind == Kind::Update);
+    let failed = update.and_then(|attempt| attempt.to).filter(|to| state.known.contains_key(to));
+    failed.filter(|to| Some(*to) != state.slot.confirmed).map_or(Mark::Keep, Mark::Clear)
 }
 
 /// The one step that makes the trial what boots.
 pub(super) fn confirm_now(state: &mut State, out: &mut Vec<Effect>) {
-    let Some(to) = state.attempt.as_ref().and_then(|attempt| attempt.to) else { return };
+    let Some(attempt) = state.attempt.as_mut() else { return };
+    let Some(to) = attempt.to else { return };
+    attempt.undecided = None;
     state.phase = Phase::Confirming;
     out.push(Effect::Unwait);
     state.undo = Some(state.slot.clone());
@@ -80,12 +99,21 @@ pub(super) fn confirm_now(state: &mut State, out: &mut Vec<Effect>) {
     state.slot.confirmed = Some(to);
     state.slot.trial = None;
     state.slot.starts = 0;
+    state.fallback = None;
+    judge(state, Outcome::Confirmed);
     if let Some((image, policy)) = state.attempt.as_ref().and_then(|attempt| attempt.spec) {
         state.slot.spec_image = image;
         state.slot.spec_policy = policy;
     }
-    out.push(Effect::Mark(to));
-    out.push(Effect::Record(Box::new(state.slot.clone())));
+    out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Set(to)));
+}
+
+/// What becomes of the attempt goes into the slot together with what it changes.
+fn judge(state: &mut State, outcome: Outcome) {
+    if let Some(attempt) = &state.attempt {
+        let kind = attempt.kind.as_str().to_owned();
+        state.slot.verdict = Some(Verdict { update: attempt.id, kind, outcome });
+    }
 }
 
 pub(super) fn finish_confirm(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
@@ -105,7 +133,7 @@ pub(super) fn finish_confirm(state: &mut State, now: Moment, out: &mut Vec<Effec
         };
         end(state, attempt, Outcome::Confirmed, None, message, out);
     }
-    out.push(Effect::Collect);
+    out.push(Effect::Collect(None));
     after_end(state, now, out);
 }
 
@@ -120,7 +148,7 @@ pub(super) fn finish_back(state: &mut State, now: Moment, out: &mut Vec<Effect>)
         let message = format!("{why}; {}", runs_now(state));
         end(state, attempt, Outcome::RolledBack, Some(code), message, out);
     }
-    out.push(Effect::Collect);
+    out.push(Effect::Collect(None));
     after_end(state, now, out);
 }
 
@@ -146,6 +174,7 @@ pub(super) fn trial_failed(
 ) {
     fail_attempt(state, code, message);
     if let Some(attempt) = state.attempt.as_mut() {
+        attempt.undecided = None;
         attempt.exit_status = attempt.exit_status.or(exit_status);
     }
     if let Some(attempt) = state.attempt.clone()
@@ -156,11 +185,16 @@ pub(super) fn trial_failed(
     }
     out.push(Effect::Unprobe);
     out.push(Effect::Unwait);
+    if let Some(trial) = state.slot.trial.as_mut().filter(|trial| trial.suspect && !code.blames_image()) {
+        // Should Molt be killed on the way back, the image is still not to blame.
+        trial.suspect = false;
+        out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
+    }
     state.phase = Phase::RollingBack(Back::Stopping);
     match state.serving {
         Some(run) if exit_status.is_some() => out.push(Effect::Stop(run, Patience::Kill)),
         Some(run) => out.push(Effect::Stop(run, Patience::Grace(None))),
-        None => restore(state, out),
+        None => restore(state, now, out),
     }
 }
 
@@ -172,12 +206,15 @@ pub(super) fn unhealthy(state: &mut State, now: Moment, instance: u64, message: 
     match state.phase {
         Phase::Proving | Phase::AwaitingConfirm if !state.settings.auto_rollback => {
             state.phase = Phase::AwaitingConfirm;
-            out.push(Effect::Warn(format!(
-                "{message}; update.autoRollback is off: `molt confirm` keeps it, `molt reject` goes back"
-            )));
+            let message =
+                format!("{message}; update.autoRollback is off, so {} until somebody decides", runs_now(state));
+            if let Some(attempt) = state.attempt.as_mut() {
+                attempt.undecided = Some(message.clone());
+            }
+            out.push(Effect::Warn(format!("{message}: `molt confirm` keeps it, `molt reject` goes back")));
         }
         Phase::Proving | Phase::AwaitingConfirm => trial_failed(state, now, Code::Unhealthy, message, None, out),
-        Phase::RollingBack(Back::Proving) => degrade(state, Some((Code::Unhealthy, message)), out),
+        Phase::RollingBack(Back::Proving) => degrade(state, now, Some((Code::Unhealthy, message)), out),
         Phase::Idle => {
             state.restarts += 1;
             out.push(Effect::Warn(format!("{message}; generation {} is started again", run.generation)));
@@ -188,7 +225,7 @@ pub(super) fn unhealthy(state: &mut State, now: Moment, instance: u64, message: 
                 out.push(Effect::Wait(rest::backoff_ms(state.restarts - 2)));
             }
         }
-        Phase::Degraded => {
+        phase if phase == Phase::Degraded || (state.shaky && phase.leaves_the_gate_free()) => {
             out.push(Effect::Warn(message));
             out.push(Effect::Unprobe);
             out.push(Effect::Stop(run, Patience::Grace(None)));
@@ -220,6 +257,10 @@ pub(super) fn reject(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
     }
 }
 
+fn boots(state: &State) -> bool {
+    state.attempt.as_ref().is_some_and(|attempt| attempt.kind == Kind::Boot)
+}
+
 pub(super) fn waited(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
     match state.phase {
         Phase::AwaitingConfirm => {
@@ -227,12 +268,16 @@ pub(super) fn waited(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
             trial_failed(state, now, Code::DeadlineExceeded, message, None, out);
         }
         Phase::Idle if state.restarts > 0 && state.serving.is_some() => rest::restart(state, now, out),
-        Phase::Resolving => {
-            if let Some(attempt) = state.attempt.as_ref().filter(|attempt| attempt.kind == Kind::Boot) {
+        Phase::Resolving if boots(state) => {
+            if let Some(attempt) = state.attempt.as_ref() {
                 out.push(Effect::Resolve(attempt.id));
             }
         }
-        Phase::Degraded if state.serving.is_none() && state.standby.is_none() => rest::retry(state, out),
+        Phase::Arming if boots(state) && state.standby.is_none() => arm(state, out),
+        phase if phase.leaves_the_gate_free() && state.serving.is_none() && state.standby.is_none() => {
+            rest::retry_confirmed(state, out);
+        }
+        Phase::Degraded if state.serving.is_none() && state.standby.is_none() => rest::retry(state, now, out),
         Phase::Degraded if state.serving.is_none() => retry_later(state, out),
         _ => {}
     }

@@ -4,13 +4,13 @@
 //! workload and without a plan to start one.
 
 use super::{
-    Attempt, Back, Effect, Kind, Moment, Patience, Phase, Purpose, Run, State,
-    before::{arm, begin, drop_standby, end, finish_before_gate, new_attempt, remember_bad},
+    Attempt, Back, Effect, Kind, Mark, Moment, Patience, Phase, Purpose, Run, State,
+    before::{arm, attempt, begin, drop_standby, end, finish_before_gate, new_attempt, remember_bad, resumes},
     event::Found,
-    proving::{confirm_now, trial_failed},
+    proving::{confirm_now, trial_failed, unconfirmed},
     swap::stand_by,
 };
-use crate::{code::Code, ids::Generation, wire::Outcome};
+use crate::{code::Code, ids::Generation, journal::Trial, wire::Outcome};
 
 /// What runs now, for the end of every message.
 pub(super) fn runs_now(state: &State) -> String {
@@ -26,6 +26,13 @@ pub(super) fn runs_now(state: &State) -> String {
     }
 }
 
+/// Starts in vain before the next candidate is tried.
+const CRASHES: u32 = 3;
+/// Within which they must be.
+const CRASH_WINDOW_MS: u64 = 600_000;
+/// How often the generation that boots is sent to its gate again before the next candidate is tried.
+const ARM_TRIES: u32 = 3;
+
 /// 1 s, 2 s, 4 s … 5 min.
 pub(super) fn backoff_ms(failures: u32) -> u64 {
     1000u64.saturating_mul(1 << failures.min(16)).min(300_000)
@@ -35,56 +42,36 @@ pub(super) fn boot(state: &mut State, now: Moment, found: Found, out: &mut Vec<E
     if state.phase != Phase::Idle || state.serving.is_some() || state.attempt.is_some() {
         return;
     }
-    state.slot.starts = state.slot.starts.saturating_add(1);
-    if let Some(trial) = state.slot.trial.clone() {
-        let mut attempt = new_attempt(state, now, "boot".to_owned(), None);
-        attempt.id = trial.update;
-        attempt.kind = if trial.rollback { Kind::Rollback } else { Kind::Update };
-        attempt.from = state.slot.confirmed;
-        attempt.to = Some(trial.generation);
-        attempt.image = state.known.get(&trial.generation).and_then(|record| record.image.clone());
-        if trial.clean_stop && state.known.contains_key(&trial.generation) {
-            if let Some(trial) = state.slot.trial.as_mut() {
-                trial.clean_stop = false;
-            }
-            out.push(Effect::Record(Box::new(state.slot.clone())));
-            state.attempt = Some(attempt);
-            return arm(state, out);
-        }
-        if attempt.kind == Kind::Update {
-            remember_bad(state, now, &attempt, Code::ExitedInTrial);
-        }
-        state.slot.trial = None;
-        let message = match state.slot.confirmed {
-            Some(confirmed) => format!("molt was killed during the trial; generation {confirmed} is started again"),
-            None => "molt was killed during the trial".to_owned(),
-        };
-        end(state, attempt, Outcome::RolledBack, Some(Code::ExitedInTrial), message, out);
+    count_start(state, found.up_ms);
+    let boots = what_boots(state);
+    if found.spec_changed
+        && boots.is_some()
+        && let Some(image) = found.image.clone()
+    {
+        let mut wanted = new_attempt(state, now, "spec".to_owned(), None);
+        wanted.image = Some(image);
+        wanted.spec = Some(found.spec);
+        state.queued = Some(wanted);
     }
-    out.push(Effect::Record(Box::new(state.slot.clone())));
+    if let Some(trial) = state.slot.trial.clone()
+        && boot_trial(state, now, &trial, boots, out)
+    {
+        return;
+    }
+    out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
     let mut attempt = new_attempt(state, now, "boot".to_owned(), None);
     attempt.kind = Kind::Boot;
-    attempt.spec = Some(found.spec);
-    // A record that cannot be read any more is not the end: the one before it is.
-    let slot = &state.slot;
-    let confirmed = [slot.confirmed, slot.previous].into_iter().flatten().find(|one| state.known.contains_key(one));
-    if let Some(confirmed) = confirmed {
-        attempt.to = Some(confirmed);
-        attempt.from = Some(confirmed);
-        if found.spec_changed
-            && let Some(image) = found.image
-        {
-            let mut wanted = new_attempt(state, now, "spec".to_owned(), None);
-            wanted.image = Some(image);
-            wanted.spec = Some(found.spec);
-            state.queued = Some(wanted);
-        }
-        attempt.spec = None;
+    if let Some(boots) = boots {
+        attempt.to = Some(boots);
+        attempt.from = state.slot.confirmed;
         state.attempt = Some(attempt);
         return arm(state, out);
     }
+    attempt.spec = Some(found.spec);
     let id = attempt.id;
     attempt.image = found.image;
+    // Nothing else can run: what failed once as an update is still better.
+    attempt.force = true;
     if attempt.image.is_some() {
         state.first = Some(attempt.clone());
         state.attempt = Some(attempt);
@@ -97,6 +84,93 @@ pub(super) fn boot(state: &mut State, now: Moment, found: Found, out: &mut Vec<E
     }
 }
 
+/// A trial was under way when Molt ended. Whether that is all there is to do.
+fn boot_trial(state: &mut State, now: Moment, trial: &Trial, boots: Option<Generation>, out: &mut Vec<Effect>) -> bool {
+    let mut attempt = attempt(trial.update, now, "boot".to_owned(), None);
+    attempt.kind = if trial.rollback { Kind::Rollback } else { Kind::Update };
+    attempt.from = boots;
+    attempt.to = Some(trial.generation);
+    attempt.image = state.known.get(&trial.generation).and_then(|record| record.image.clone());
+    if trial.clean_stop && state.known.contains_key(&trial.generation) {
+        // The end of the last run was the platform's doing: the trial goes on, from zero.
+        if let Some(trial) = state.slot.trial.as_mut() {
+            trial.clean_stop = false;
+            trial.suspect = false;
+        }
+        state.fallback = None;
+        out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
+        state.attempt = Some(attempt);
+        arm(state, out);
+        return true;
+    }
+    let (code, why) = if trial.suspect {
+        (Code::ExitedInTrial, "molt was killed during the trial")
+    } else {
+        (Code::Interrupted, "molt was killed while the new version was being started or taken back")
+    };
+    if attempt.kind == Kind::Update && code.blames_image() {
+        remember_bad(state, now, &attempt, code);
+    }
+    attempt.failure = Some((code, why.to_owned()));
+    match boots {
+        // As a trial that failed before Molt's eyes: the old one must prove itself before anybody is told. The trial
+        // stays in the slot until then, so that a start which is interrupted, too, begins again here.
+        Some(boots) if attempt.kind == Kind::Update => {
+            out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
+            state.attempt = Some(attempt);
+            state.phase = Phase::RollingBack(Back::Arming);
+            stand_by(state, boots, out);
+            true
+        }
+        // A rollback is not rolled back: it failed, and what is confirmed boots as ever.
+        _ => {
+            state.slot.trial = None;
+            out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
+            let next =
+                boots.map_or("nothing is confirmed".to_owned(), |boots| format!("generation {boots} is started"));
+            end(state, attempt, Outcome::Degraded, Some(code), format!("{why}; {next}"), out);
+            false
+        }
+    }
+}
+
+/// Starts in a row that end before anything was healthy are counted: within ten minutes of the boot-time clock, and of
+/// one kernel. No clock that can be set has a part in it.
+fn count_start(state: &mut State, up_ms: u64) {
+    let (slot, boot_id) = (&mut state.slot, &state.settings.boot_id);
+    let recent = up_ms.checked_sub(slot.starts_since_ms).is_some_and(|ms| ms < CRASH_WINDOW_MS);
+    if slot.starts > 0 && slot.starts_boot_id == *boot_id && recent {
+        slot.starts = slot.starts.saturating_add(1);
+    } else {
+        slot.starts = 1;
+        slot.starts_boot_id.clone_from(boot_id);
+        slot.starts_since_ms = up_ms;
+    }
+}
+
+/// The confirmed generation; the one before it if its record cannot be read, or if it was started three times in vain;
+/// then the container's own root.
+fn what_boots(state: &mut State) -> Option<Generation> {
+    let confirmed = state.slot.confirmed?;
+    let mut candidates: Vec<Generation> = Vec::new();
+    for one in [Some(confirmed), state.slot.previous, Some(Generation(0))].into_iter().flatten() {
+        if state.known.contains_key(&one) && !candidates.contains(&one) {
+            candidates.push(one);
+        }
+    }
+    let passed_over = usize::try_from(state.slot.starts.saturating_sub(1) / CRASHES).unwrap_or(usize::MAX);
+    let boots = candidates.get(passed_over).or(candidates.last()).copied()?;
+    if boots != confirmed {
+        let why = if state.known.contains_key(&confirmed) {
+            format!("generation {confirmed} was started {CRASHES} times in a row and never was healthy")
+        } else {
+            format!("the record of generation {confirmed} cannot be read")
+        };
+        state.fallback = Some((confirmed, why));
+    }
+    Some(boots)
+}
+
 /// First boot: staged, now to its gate.
 pub(super) fn start(state: &mut State, _now: Moment, out: &mut Vec<Effect>) {
     arm(state, out);
@@ -107,15 +181,14 @@ pub(super) fn started(state: &mut State, now: Moment, run: Run, out: &mut Vec<Ef
     let Some(attempt) = state.attempt.take() else { return };
     state.shaky = false;
     state.first = None;
-    if attempt.kind == Kind::Boot && state.slot.confirmed != Some(run.generation) {
-        state.slot.previous = state.slot.confirmed.filter(|old| state.known.contains_key(old));
+    // The first one is all there is. One that stands in for the confirmed generation must prove itself.
+    if attempt.kind == Kind::Boot && state.slot.confirmed.is_none() {
         state.slot.confirmed = Some(run.generation);
         if let Some((image, policy)) = attempt.spec {
             state.slot.spec_image = image;
             state.slot.spec_policy = policy;
         }
-        out.push(Effect::Mark(run.generation));
-        out.push(Effect::Record(Box::new(state.slot.clone())));
+        out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Set(run.generation)));
     }
     out.push(Effect::Probe(run, Purpose::Boot));
     state.phase = Phase::Idle;
@@ -139,6 +212,18 @@ pub(super) fn first_boot_failed(state: &mut State, code: Code, message: &str, ou
 /// The generation that should boot cannot: the previous one, then the container's own root, then give up.
 pub(super) fn boot_fallback(state: &mut State, code: Code, message: &str, out: &mut Vec<Effect>) {
     let Some(failed) = state.attempt.as_ref().and_then(|attempt| attempt.to) else { return };
+    // What may pass by itself is waited for.
+    if !lasting(code) && state.arm_tries < ARM_TRIES {
+        let wait = backoff_ms(state.arm_tries);
+        state.arm_tries += 1;
+        out.push(Effect::Warn(format!(
+            "failed to start generation {failed}: {message}; it is tried again in {} s",
+            wait / 1000
+        )));
+        out.push(Effect::Wait(wait));
+        return;
+    }
+    state.arm_tries = 0;
     let next = if Some(failed) == state.slot.confirmed {
         state.slot.previous.filter(|previous| *previous != failed && state.known.contains_key(previous))
     } else {
@@ -150,6 +235,9 @@ pub(super) fn boot_fallback(state: &mut State, code: Code, message: &str, out: &
     });
     if let Some(next) = next {
         out.push(Effect::Warn(format!("failed to start generation {failed}: {message}; generation {next} is tried")));
+        if let Some(confirmed) = state.slot.confirmed {
+            state.fallback = Some((confirmed, format!("generation {failed} could not be started: {message}")));
+        }
         if let Some(attempt) = state.attempt.as_mut() {
             attempt.to = Some(next);
         }
@@ -164,6 +252,11 @@ pub(super) fn boot_fallback(state: &mut State, code: Code, message: &str, out: &
     };
     state.phase = Phase::Exited;
     out.push(Effect::Exit(status));
+}
+
+/// Nothing but another generation, or another kernel, helps.
+fn lasting(code: Code) -> bool {
+    matches!(code, Code::ProgramUnusable | Code::PolicyUnmet | Code::UserInvalid | Code::Unsupported | Code::Invalid)
 }
 
 pub(super) fn exited(state: &mut State, now: Moment, instance: u64, status: i32, at_ns: u64, out: &mut Vec<Effect>) {
@@ -197,14 +290,14 @@ pub(super) fn exited(state: &mut State, now: Moment, instance: u64, status: i32,
         Phase::Confirming | Phase::RollingBack(Back::Recording) => state.exit_status = Some(status),
         Phase::RollingBack(Back::Opening | Back::Proving) => {
             let message = format!("the restored generation exited with status {status}");
-            degrade(state, Some((Code::ExitedInTrial, message)), out);
+            degrade(state, now, Some((Code::ExitedInTrial, message)), out);
         }
         Phase::Stopping => state.exit_status = Some(state.exit_status.unwrap_or(status)),
         phase if state.shaky && (phase == Phase::Idle || phase.before_gate()) => {
             out.push(Effect::Warn(format!(
                 "the confirmed generation exited with status {status} before it was healthy"
             )));
-            out.push(Effect::Unprobe);
+            clear_away(state, out);
         }
         Phase::Idle => leave_with(state, status, out),
         phase if phase.before_gate() => {
@@ -214,14 +307,33 @@ pub(super) fn exited(state: &mut State, now: Moment, instance: u64, status: i32,
         }
         Phase::Degraded => {
             out.push(Effect::Warn(format!("the confirmed generation exited with status {status}")));
-            out.push(Effect::Unprobe);
+            clear_away(state, out);
         }
         _ => {}
     }
 }
 
+/// The shim says that its workload ended; whether that is so, only its own end shows.
+fn clear_away(state: &State, out: &mut Vec<Effect>) {
+    out.push(Effect::Unprobe);
+    if let Some(run) = state.serving {
+        out.push(Effect::Stop(run, Patience::Kill));
+    }
+}
+
+/// This start is not one of those in vain: it was ended from outside, or did what it was for.
+fn not_in_vain(state: &mut State, out: &mut Vec<Effect>) {
+    if state.slot.starts > 0 {
+        state.slot.starts -= 1;
+        out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
+    }
+}
+
 fn leave_with(state: &mut State, status: i32, out: &mut Vec<Effect>) {
     out.push(Effect::Unprobe);
+    if status == 0 {
+        not_in_vain(state, out);
+    }
     state.exit_status = Some(status);
     state.phase = Phase::Stopping;
     if let Some(run) = state.serving {
@@ -244,13 +356,21 @@ pub(super) fn terminate(state: &mut State, signal: i32, out: &mut Vec<Effect>) {
         return;
     }
     state.stopping = Some(signal);
-    if state.phase.before_gate() {
+    not_in_vain(state, out);
+    if resumes(state) {
+        // Stopped again before it came to its gate again.
+        state.attempt = None;
+        if let Some(trial) = state.slot.trial.as_mut() {
+            trial.clean_stop = true;
+        }
+        out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
+    } else if state.phase.before_gate() {
         finish_before_gate(state, Code::Superseded, "molt was asked to stop", false, out);
     }
     if state.phase == Phase::Quiescing {
         // The new one has not run: it is neither a trial nor to blame.
         state.slot.trial = None;
-        out.push(Effect::Record(Box::new(state.slot.clone())));
+        out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
         if let Some(attempt) = state.attempt.take() {
             end(state, attempt, Outcome::Aborted, Some(Code::Superseded), "molt was asked to stop".to_owned(), out);
         }
@@ -259,7 +379,7 @@ pub(super) fn terminate(state: &mut State, signal: i32, out: &mut Vec<Effect>) {
         && let Some(trial) = state.slot.trial.as_mut()
     {
         trial.clean_stop = true;
-        out.push(Effect::Record(Box::new(state.slot.clone())));
+        out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
     }
     if let Some(waiting) = state.queued.take() {
         end(state, waiting, Outcome::Aborted, Some(Code::Superseded), "molt was asked to stop".to_owned(), out);
@@ -275,9 +395,13 @@ pub(super) fn terminate(state: &mut State, signal: i32, out: &mut Vec<Effect>) {
 }
 
 /// Neither version is healthy: stop flapping, stay reachable, try the confirmed one again with back-off.
-pub(super) fn degrade(state: &mut State, why: Option<(Code, String)>, out: &mut Vec<Effect>) {
+pub(super) fn degrade(state: &mut State, now: Moment, why: Option<(Code, String)>, out: &mut Vec<Effect>) {
+    let mark = unconfirmed(state);
     drop_standby(state, out);
     out.push(Effect::Unprobe);
+    // First what is, then what is said of it.
+    state.slot.trial = None;
+    out.push(Effect::Record(Box::new(state.slot.clone()), mark));
     if let Some(attempt) = state.attempt.take() {
         let first = attempt.failure.clone();
         let reason = first.as_ref().map(|(code, _)| *code).or(why.as_ref().map(|(code, _)| *code));
@@ -286,13 +410,15 @@ pub(super) fn degrade(state: &mut State, why: Option<(Code, String)>, out: &mut 
         let message = format!("{}; {confirmed} is tried again with back-off, the endpoint stays up", parts.join("; "));
         end(state, attempt, Outcome::Degraded, reason, message, out);
     }
-    state.slot.trial = None;
-    out.push(Effect::Record(Box::new(state.slot.clone())));
     state.phase = Phase::Degraded;
     state.shaky = true;
     match state.serving {
         Some(run) => out.push(Effect::Stop(run, Patience::Kill)),
         None => retry_later(state, out),
+    }
+    // What waited may be what mends it.
+    if let Some(waiting) = state.queued.take() {
+        begin(state, now, waiting, out);
     }
 }
 
@@ -304,20 +430,47 @@ pub(super) fn retry_later(state: &mut State, out: &mut Vec<Effect>) {
     } else {
         state.phase = Phase::Idle;
     }
+    back_off(state, out);
+}
+
+fn back_off(state: &mut State, out: &mut Vec<Effect>) {
     let wait = backoff_ms(state.restarts);
     state.restarts = state.restarts.saturating_add(1);
     out.push(Effect::Wait(wait));
 }
 
+/// Nothing runs, and the attempt under way may take long: the confirmed generation is tried beside it.
+pub(super) fn wait_to_retry(state: &mut State, out: &mut Vec<Effect>) {
+    if confirmed(state).is_some() {
+        state.shaky = true;
+        back_off(state, out);
+    }
+}
+
+/// Tries the confirmed generation beside an attempt that has not come to its gate.
+pub(super) fn retry_confirmed(state: &mut State, out: &mut Vec<Effect>) {
+    if let Some(generation) = confirmed(state) {
+        stand_by(state, generation, out);
+    }
+}
+
+/// Something serves, or is tried again until it does. Without that nothing is held back: it would be the first to run.
+pub(super) fn something_can_run(state: &State) -> bool {
+    state.serving.is_some() || confirmed(state).is_some()
+}
+
+fn confirmed(state: &State) -> Option<Generation> {
+    state.slot.confirmed.filter(|confirmed| state.known.contains_key(confirmed))
+}
+
 /// Tries the confirmed generation again.
-pub(super) fn retry(state: &mut State, out: &mut Vec<Effect>) {
-    let confirmed = state.slot.confirmed.filter(|confirmed| state.known.contains_key(confirmed));
-    if let Some(generation) = confirmed {
+pub(super) fn retry(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
+    if let Some(generation) = confirmed(state) {
         stand_by(state, generation, out);
     } else if let Some(first) = state.first.clone() {
-        // Nothing was ever confirmed: the spec's image is what is wanted.
-        let id = first.id;
-        state.attempt = Some(first);
+        // Nothing was ever confirmed: the spec's image is what is wanted. The attempt before was told to have ended.
+        let id = new_attempt(state, now, first.by.clone(), None).id;
+        state.attempt = Some(Attempt { id, started_ms: now.unix_ms, ..first });
         state.phase = Phase::Resolving;
         out.push(Effect::Resolve(id));
     } else if let Some(generation) = state.known.keys().next().copied() {
@@ -344,10 +497,18 @@ pub(super) fn settle(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
     if state.stopping.is_some() || state.exit_status.is_some() {
         return;
     }
-    if state.serving.is_none() {
+    if state.serving.is_none() && state.shaky && (state.waiting || state.standby.is_some()) {
+        // It is being tried again already.
+        state.phase = Phase::Degraded;
+    } else if state.serving.is_none() {
         retry_later(state, out);
     } else if state.shaky {
         state.phase = Phase::Degraded;
+        // It was found sick while the attempt was on its way to its gate; nobody probes it any more.
+        if let Some(run) = state.serving.filter(|_| std::mem::take(&mut state.sick)) {
+            out.push(Effect::Unprobe);
+            out.push(Effect::Stop(run, Patience::Grace(None)));
+        }
     } else {
         state.phase = Phase::Idle;
         if std::mem::take(&mut state.sick) && state.queued.is_none() {

@@ -82,6 +82,8 @@ pub struct Attempt {
     pub downtime_ns: Option<u64>,
     /// From the first signal to readiness.
     pub unready_ns: Option<u64>,
+    /// The trial is not healthy, and somebody must say what becomes of it (`autoRollback: false`): why.
+    pub undecided: Option<String>,
     /// Why it is being rolled back.
     pub failure: Option<(crate::code::Code, String)>,
     /// Exit status of the failed trial.
@@ -186,6 +188,16 @@ impl Phase {
         )
     }
 
+    /// An attempt that has not come to its gate yet: meanwhile the confirmed generation, if it does not run, is tried.
+    pub(crate) fn leaves_the_gate_free(self) -> bool {
+        matches!(self, Self::Resolving | Self::Planning | Self::Fetching | Self::Staging | Self::Held)
+    }
+
+    /// From the first signal to the end of the attempt: nothing is written but what the attempt itself needs.
+    pub fn past_signal(self) -> bool {
+        matches!(self, Self::Quiescing | Self::Swapping | Self::Confirming | Self::RollingBack(_))
+    }
+
     /// The name in status and events.
     pub fn name(self) -> PhaseName {
         match self {
@@ -255,6 +267,16 @@ pub struct State {
     pub exit_status: Option<i32>,
     /// Liveness restarts in a row, for the back-off.
     pub restarts: u32,
+    /// How often the generation that boots was sent to its gate in vain.
+    pub arm_tries: u32,
+    /// A timer runs ([`super::Effect::Wait`]).
+    pub waiting: bool,
+    /// What runs was started in place of the confirmed generation: which one that was, and why.
+    pub fallback: Option<(Generation, String)>,
+    /// The last write failed: the slot on disk is not this one, and is written again when something happens.
+    pub behind: bool,
+    /// Number of the next update. The slot's is never lower once it is written, so that none is given out twice.
+    pub next_update: u64,
     /// Neither version was healthy and the one that serves has not proven itself since: its end is not PID 1's.
     pub shaky: bool,
     /// The serving run failed its liveness while something else was under way: it is started again afterwards.
@@ -275,6 +297,7 @@ impl State {
     /// Before the first event, which must be `Boot`.
     pub fn new(slot: Slot, known: BTreeMap<Generation, Record>, settings: Settings) -> Self {
         Self {
+            next_update: slot.next_update,
             slot,
             phase: Phase::Idle,
             serving: None,
@@ -287,6 +310,10 @@ impl State {
             stopping: None,
             exit_status: None,
             restarts: 0,
+            arm_tries: 0,
+            waiting: false,
+            fallback: None,
+            behind: false,
             shaky: false,
             sick: false,
             first: None,

@@ -4,7 +4,10 @@
 //! meaning to. Which file answers: `before` up to the first signal, `swap` from there to exec, `proving` for trials and
 //! roll backs, `rest` for everything that can happen at any time.
 
-use super::{Effect, Event, Moment, Phase, State, before, proving, rest, swap};
+use super::{Effect, Event, Kind, Mark, Moment, Phase, State, before, proving, rest, swap};
+
+/// Update numbers that a trial or a restart sets aside for requests that come while nothing may be written.
+const ASIDE: u64 = 64;
 
 /// Answers `event`. Effects must be started in the order given.
 pub fn step(state: &mut State, now: Moment, event: Event) -> Vec<Effect> {
@@ -12,6 +15,7 @@ pub fn step(state: &mut State, now: Moment, event: Event) -> Vec<Effect> {
     if state.phase == Phase::Exited {
         return out;
     }
+    let behind = state.behind && !matches!(event, Event::Recorded | Event::NotRecorded { .. });
     match event {
         Event::Boot(found) => rest::boot(state, now, found, &mut out),
         Event::Intent { target, by, note } => before::intent(state, now, target, by, note, &mut out),
@@ -31,21 +35,63 @@ pub fn step(state: &mut State, now: Moment, event: Event) -> Vec<Effect> {
             swap::not_armed(state, now, instance, code, message, &mut out);
         }
         Event::PreStopDone { id } => swap::pre_stop_done(state, id, &mut out),
-        Event::Recorded => swap::recorded(state, now, &mut out),
-        Event::NotRecorded { message } => swap::not_recorded(state, now, message, &mut out),
+        Event::Recorded => {
+            state.behind = false;
+            swap::recorded(state, now, &mut out);
+        }
+        Event::NotRecorded { message } => {
+            swap::not_recorded(state, now, message, &mut out);
+            state.behind = true;
+        }
         Event::Exited { instance, status, at_ns } => rest::exited(state, now, instance, status, at_ns, &mut out),
         Event::Gone { instance, at_ns } => swap::gone(state, now, instance, at_ns, &mut out),
         Event::NotGone { instance } => swap::not_gone(state, now, instance, &mut out),
         Event::Execed { instance, at_ns } => swap::execed(state, now, instance, at_ns, &mut out),
-        Event::NotExeced { instance, message } => swap::not_execed(state, now, instance, message, &mut out),
+        Event::NotExeced { instance, code, message } => {
+            swap::not_execed(state, now, instance, code, message, &mut out);
+        }
         Event::Ready { instance, ready, at_ns } => proving::ready(state, instance, ready, at_ns),
         Event::Proven { instance } => proving::proven(state, now, instance, &mut out),
         Event::Unhealthy { instance, message } => proving::unhealthy(state, now, instance, message, &mut out),
         Event::Confirm => proving::confirm(state, &mut out),
         Event::Reject => proving::reject(state, now, &mut out),
-        Event::Waited => proving::waited(state, now, &mut out),
+        Event::Waited => {
+            state.waiting = false;
+            proving::waited(state, now, &mut out);
+        }
         Event::Terminate { signal } => rest::terminate(state, signal, &mut out),
         Event::Collected { removed } => state.known.retain(|number, _| !removed.contains(number)),
     }
+    number(state, behind, &mut out);
+    for effect in &out {
+        match effect {
+            Effect::Wait(_) => state.waiting = true,
+            Effect::Unwait => state.waiting = false,
+            _ => {}
+        }
+    }
     out
+}
+
+/// Numbers that were given out are durable before anyone hears of them, so that no start gives one out again; and what
+/// could not be written is tried again.
+fn number(state: &mut State, behind: bool, out: &mut Vec<Effect>) {
+    let writes = |effect: &Effect| matches!(effect, Effect::Record(..));
+    let kind = state.attempt.as_ref().map(|attempt| attempt.kind);
+    // At boot nobody waits for the end of a gap.
+    let gap = state.phase.past_signal() && !(state.phase == Phase::Swapping && kind == Some(Kind::Boot));
+    let quiet = state.phase == Phase::Recording || gap;
+    let given_out = state.next_update > state.slot.next_update;
+    if (given_out || behind) && !quiet && !out.iter().any(writes) {
+        // The mark may be what could not be made.
+        let mark = state.slot.confirmed.filter(|_| behind).map_or(Mark::Keep, Mark::Set);
+        out.insert(0, Effect::Record(Box::new(state.slot.clone()), mark));
+    }
+    for effect in out {
+        if let Effect::Record(slot, _) = effect {
+            let aside = if slot.trial.is_some() || kind == Some(Kind::Restart) { ASIDE } else { 0 };
+            slot.next_update = state.next_update + aside;
+            state.slot.next_update = slot.next_update;
+        }
+    }
 }

@@ -4,10 +4,10 @@
 //! durable, or open a gate while a process of the old run is left.
 
 use super::{
-    Back, Effect, HookName, Kind, Moment, Patience, Phase, Purpose, Run, State,
-    before::{drop_standby, end, finish_before_gate},
+    Back, Effect, HookName, Kind, Mark, Moment, Patience, Phase, Purpose, Run, State,
+    before::{arm, drop_standby, end, finish_before_gate, resumes},
     proving::{finish_back, finish_confirm, trial_failed},
-    rest::{self, degrade, retry_later, runs_now},
+    rest::{self, degrade, retry_later, runs_now, wait_to_retry},
 };
 use crate::{code::Code, ids::UpdateId, journal::Trial, wire::Outcome};
 
@@ -19,6 +19,7 @@ pub(super) fn armed(state: &mut State, now: Moment, instance: u64, out: &mut Vec
     match state.phase {
         Phase::Arming => {}
         Phase::RollingBack(Back::Arming) | Phase::Degraded if state.serving.is_none() => return open(state, out),
+        phase if phase.leaves_the_gate_free() && state.serving.is_none() => return open(state, out),
         _ => return,
     }
     let Some(attempt) = state.attempt.as_ref() else { return };
@@ -26,9 +27,15 @@ pub(super) fn armed(state: &mut State, now: Moment, instance: u64, out: &mut Vec
     match (attempt.kind, state.serving) {
         (Kind::Restart, Some(_)) => quiesce(state, now, out),
         (Kind::Boot, _) | (Kind::Restart, None) => open(state, out),
-        _ if state.hold => state.phase = Phase::Held,
         // A trial that a clean stop interrupted goes on: it is recorded already.
         (Kind::Update | Kind::Rollback, None) if state.slot.trial.is_some() => open(state, out),
+        (_, Some(_)) if state.hold => state.phase = Phase::Held,
+        (_, None) if state.hold && rest::something_can_run(state) => {
+            // A hold may last; meanwhile the confirmed generation is tried again.
+            drop_standby(state, out);
+            state.phase = Phase::Held;
+            wait_to_retry(state, out);
+        }
         (Kind::Update | Kind::Rollback, None) => record_trial(state, out),
         (Kind::Update | Kind::Rollback, Some(run)) => {
             state.phase = Phase::PreStop;
@@ -54,19 +61,29 @@ pub(super) fn not_armed(
         Phase::Arming => match state.attempt.as_ref().map(|attempt| attempt.kind) {
             Some(Kind::Boot) => rest::boot_fallback(state, code, &message, out),
             Some(Kind::Restart) => {
-                out.push(Effect::Warn(format!("failed to arm a restart: {message}; {}", runs_now(state))));
-                state.attempt = None;
+                let message = format!("failed to arm a restart: {message}; {}", runs_now(state));
+                if let Some(attempt) = state.attempt.take() {
+                    end(state, attempt, Outcome::Aborted, Some(code), message, out);
+                }
                 retry_later(state, out);
+            }
+            _ if resumes(state) => {
+                fail_attempt(state, code, message);
+                restore(state, now, out);
             }
             _ => {
                 finish_before_gate(state, code, &message, code == Code::PolicyWider, out);
                 rest::settle(state, now, out);
             }
         },
-        Phase::RollingBack(Back::Arming) => degrade(state, Some((code, message)), out),
+        Phase::RollingBack(Back::Arming) => degrade(state, now, Some((code, message)), out),
         Phase::Degraded => {
             out.push(Effect::Warn(format!("failed to arm the confirmed generation: {message}")));
             retry_later(state, out);
+        }
+        phase if phase.leaves_the_gate_free() && state.serving.is_none() => {
+            out.push(Effect::Warn(format!("failed to arm the confirmed generation: {message}")));
+            wait_to_retry(state, out);
         }
         Phase::Held | Phase::PreStop | Phase::Recording => {
             finish_before_gate(state, code, &message, code == Code::PolicyWider, out);
@@ -97,9 +114,10 @@ fn record_trial(state: &mut State, out: &mut Vec<Effect>) {
         rollback: attempt.kind == Kind::Rollback,
         boot_id: state.settings.boot_id.clone(),
         clean_stop: false,
+        suspect: false,
     });
     state.phase = Phase::Recording;
-    out.push(Effect::Record(Box::new(state.slot.clone())));
+    out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
 }
 
 pub(super) fn recorded(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
@@ -115,7 +133,7 @@ pub(super) fn recorded(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
 pub(super) fn not_recorded(state: &mut State, now: Moment, message: String, out: &mut Vec<Effect>) {
     match state.phase {
         Phase::Recording => {
-            state.slot.trial = None;
+            // What reached the disk is not known: without a second write the next start might find a trial that never was.
             finish_before_gate(state, Code::StoreUnusable, &message, false, out);
             rest::settle(state, now, out);
         }
@@ -128,10 +146,14 @@ pub(super) fn not_recorded(state: &mut State, now: Moment, message: String, out:
             trial_failed(state, now, Code::StoreUnusable, message, None, out);
         }
         Phase::RollingBack(Back::Recording) => {
-            out.push(Effect::Warn(format!("failed to record the roll back: {message}")));
+            fail_attempt(state, Code::StoreUnusable, String::new());
+            if let Some((_, why)) = state.attempt.as_mut().and_then(|attempt| attempt.failure.as_mut()) {
+                *why = format!("{why}; that it was rolled back could not be recorded: {message}");
+            }
             finish_back(state, now, out);
         }
-        _ => out.push(Effect::Warn(format!("failed to write the journal: {message}"))),
+        _ if state.behind => {}
+        _ => out.push(Effect::Warn(format!("failed to write the journal: {message}; it is tried again"))),
     }
 }
 
@@ -155,7 +177,7 @@ pub(super) fn open(state: &mut State, out: &mut Vec<Effect>) {
     state.sick = false;
     state.phase = match state.phase {
         Phase::RollingBack(_) => Phase::RollingBack(Back::Opening),
-        Phase::Degraded => Phase::Degraded,
+        phase if phase == Phase::Degraded || phase.leaves_the_gate_free() => phase,
         _ => Phase::Swapping,
     };
     out.push(Effect::Open(run));
@@ -179,25 +201,28 @@ pub(super) fn gone(state: &mut State, now: Moment, instance: u64, at_ns: u64, ou
     }
     state.serving = None;
     state.ready = false;
-    if let Some(attempt) = state.attempt.as_mut() {
+    if let Some(attempt) = state.attempt.as_mut().filter(|_| !state.phase.before_gate()) {
         attempt.gap_from_ns.get_or_insert(at_ns);
     }
     match state.phase {
         Phase::Quiescing => open(state, out),
-        Phase::RollingBack(Back::Stopping) => restore(state, out),
+        Phase::RollingBack(Back::Stopping) => restore(state, now, out),
         Phase::Stopping => rest::leave(state, out),
         Phase::Degraded => retry_later(state, out),
         Phase::Idle if state.shaky => retry_later(state, out),
+        // Nothing else could run meanwhile, so it is not held back any more.
+        Phase::Held if state.shaky && !rest::something_can_run(state) => arm(state, out),
+        phase if state.shaky && phase.leaves_the_gate_free() => wait_to_retry(state, out),
         _ => {}
     }
 }
 
 /// The failed trial is gone: open the old generation's gate, or send it there first.
-pub(super) fn restore(state: &mut State, out: &mut Vec<Effect>) {
+pub(super) fn restore(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
     let Some(attempt) = state.attempt.as_ref() else { return };
     let back_to = attempt.from.filter(|from| state.known.contains_key(from));
     let Some(back_to) = back_to.filter(|_| attempt.kind == Kind::Update) else {
-        return degrade(state, None, out);
+        return degrade(state, now, None, out);
     };
     match state.standby {
         Some(run) if run.generation == back_to && state.armed => open(state, out),
@@ -230,14 +255,14 @@ pub(super) fn not_gone(state: &mut State, now: Moment, instance: u64, out: &mut 
         Phase::Stopping => rest::leave(state, out),
         Phase::Quiescing => {
             drop_standby(state, out);
+            state.slot.trial = None;
+            out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
             if let Some(attempt) = state.attempt.take() {
                 end(state, attempt, Outcome::Degraded, Some(Code::QuiesceFailed), message, out);
             }
-            state.slot.trial = None;
-            out.push(Effect::Record(Box::new(state.slot.clone())));
             state.phase = Phase::Degraded;
         }
-        Phase::RollingBack(_) => degrade(state, Some((Code::QuiesceFailed, message)), out),
+        Phase::RollingBack(_) => degrade(state, now, Some((Code::QuiesceFailed, message)), out),
         _ => {
             let _ = now;
             out.push(Effect::Warn(message));
@@ -263,6 +288,11 @@ pub(super) fn execed(state: &mut State, now: Moment, instance: u64, at_ns: u64, 
                 state.phase = Phase::Proving;
                 out.push(Effect::Probe(run, Purpose::Trial));
                 out.push(Effect::Hook(HookName::PostStart, run));
+                // The gap is over. From here on a death of Molt is held against what runs.
+                if let Some(trial) = state.slot.trial.as_mut().filter(|trial| !trial.suspect) {
+                    trial.suspect = true;
+                    out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
+                }
                 let from = from.filter(|from| state.known.contains_key(from));
                 if let Some(from) = from.filter(|_| kind == Kind::Update && state.settings.auto_rollback) {
                     stand_by(state, from, out);
@@ -274,12 +304,19 @@ pub(super) fn execed(state: &mut State, now: Moment, instance: u64, at_ns: u64, 
             state.phase = Phase::RollingBack(Back::Proving);
             out.push(Effect::Probe(run, Purpose::Trial));
         }
-        Phase::Degraded => out.push(Effect::Probe(run, Purpose::Trial)),
+        phase if phase == Phase::Degraded || phase.before_gate() => out.push(Effect::Probe(run, Purpose::Trial)),
         _ => {}
     }
 }
 
-pub(super) fn not_execed(state: &mut State, now: Moment, instance: u64, message: String, out: &mut Vec<Effect>) {
+pub(super) fn not_execed(
+    state: &mut State,
+    now: Moment,
+    instance: u64,
+    code: Code,
+    message: String,
+    out: &mut Vec<Effect>,
+) {
     if !state.serves(instance) {
         return;
     }
@@ -288,10 +325,14 @@ pub(super) fn not_execed(state: &mut State, now: Moment, instance: u64, message:
             out.push(Effect::Warn(message));
             state.exit_status = Some(126);
             state.phase = Phase::Stopping;
+            out.extend(state.serving.map(|run| Effect::Stop(run, Patience::Kill)));
         }
-        Phase::Swapping => trial_failed(state, now, Code::ExecFailed, message, None, out),
-        Phase::RollingBack(Back::Opening) => degrade(state, Some((Code::ExecFailed, message)), out),
-        _ => out.push(Effect::Warn(message)),
+        Phase::Swapping => trial_failed(state, now, code, message, None, out),
+        Phase::RollingBack(Back::Opening) => degrade(state, now, Some((code, message)), out),
+        _ => {
+            out.push(Effect::Warn(message));
+            out.extend(state.serving.filter(|_| state.shaky).map(|run| Effect::Stop(run, Patience::Kill)));
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use super::{Attempt, Back, Effect, Event, Found, Kind, Moment, Phase, Run, Settings, State, Target, step};
+use super::{Attempt, Back, Effect, Event, Found, Kind, Mark, Moment, Phase, Run, Settings, State, Target, step};
 use crate::{
     code::Code,
     generation::{Program, Record},
@@ -65,6 +65,7 @@ pub fn typical(phase: Phase) -> State {
             gap_from_ns: None,
             downtime_ns: None,
             unready_ns: None,
+            undecided: None,
             failure: None,
             exit_status: None,
         })
@@ -75,6 +76,7 @@ pub fn typical(phase: Phase) -> State {
         rollback: false,
         boot_id: String::new(),
         clean_stop: false,
+        suspect: matches!(phase, Phase::Proving | Phase::AwaitingConfirm | Phase::Confirming | Phase::RollingBack(_)),
     });
     let set = |state: &mut State, serving: Option<Run>, standby: Option<Run>, armed: Armed, to: Option<u32>| {
         state.serving = serving.map(|run| Run { instance: SERVING, ..run });
@@ -154,7 +156,7 @@ pub fn events() -> Vec<(&'static str, Event)> {
         ("Gone (standby)", Event::Gone { instance: STANDBY, at_ns: 2 }),
         ("NotGone", Event::NotGone { instance: SERVING }),
         ("Execed", Event::Execed { instance: SERVING, at_ns: 3 }),
-        ("NotExeced", Event::NotExeced { instance: SERVING, message: message() }),
+        ("NotExeced", Event::NotExeced { instance: SERVING, code: Code::ExecFailed, message: message() }),
         ("Ready", Event::Ready { instance: SERVING, ready: true, at_ns: 4 }),
         ("Proven", Event::Proven { instance: SERVING }),
         ("Unhealthy", Event::Unhealthy { instance: SERVING, message: message() }),
@@ -183,12 +185,16 @@ fn effect_name(effect: &Effect) -> String {
         Effect::Open(run) => format!("open {}", run.generation),
         Effect::Probe(run, purpose) => format!("probe {} ({purpose:?})", run.generation),
         Effect::Hook(name, run) => format!("hook {name:?} in {}", run.generation),
-        Effect::Mark(generation) => format!("mark {generation}"),
         Effect::PreStop { run, .. } => format!("preStop in {}", run.generation),
-        Effect::Record(slot) => format!(
-            "record confirmed={} trial={}",
+        Effect::Record(slot, mark) => format!(
+            "record confirmed={} trial={}{}",
             slot.confirmed.map_or("-".to_owned(), |c| c.to_string()),
-            slot.trial.as_ref().map_or("-".to_owned(), |t| t.generation.to_string())
+            slot.trial.as_ref().map_or("-".to_owned(), |t| t.generation.to_string()),
+            match mark {
+                Mark::Keep => String::new(),
+                Mark::Set(generation) => format!(" with the mark of {generation}"),
+                Mark::Clear(generation) => format!(" without the mark of {generation}"),
+            }
         ),
         Effect::End(ended) => format!("end {:?}", ended.outcome),
         Effect::Resolve(_) => "resolve".to_owned(),
@@ -198,7 +204,8 @@ fn effect_name(effect: &Effect) -> String {
         Effect::Wait(ms) => format!("wait {ms} ms"),
         Effect::Unwait => "unwait".to_owned(),
         Effect::Unprobe => "unprobe".to_owned(),
-        Effect::Collect => "collect".to_owned(),
+        Effect::Collect(None) => "collect".to_owned(),
+        Effect::Collect(Some(spent)) => format!("collect, {spent} too"),
         Effect::Warn(_) => "warn".to_owned(),
         Effect::Exit(status) => format!("exit {status}"),
     }

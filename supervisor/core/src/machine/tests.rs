@@ -54,7 +54,7 @@ impl World {
                     }
                     Effect::Arm(run) => queue.push_back(Event::Armed { instance: run.instance }),
                     Effect::PreStop { id, .. } => queue.push_back(Event::PreStopDone { id }),
-                    Effect::Record(_) => queue.push_front(Event::Recorded),
+                    Effect::Record(..) => queue.push_front(Event::Recorded),
                     Effect::Stop(run, _) => {
                         queue.push_back(Event::Exited { instance: run.instance, status: 0, at_ns: 10 });
                         queue.push_back(Event::Gone { instance: run.instance, at_ns: 10 });
@@ -124,13 +124,34 @@ fn the_trial_is_durable_before_the_first_signal_and_nothing_is_synced_in_the_gap
     let mut world = World::new();
     world.update("registry.example.com/app:9");
     let at = |what: fn(&Effect) -> bool| world.log.iter().position(what).unwrap();
-    let recorded = at(|e| matches!(e, Effect::Record(slot) if slot.trial.is_some()));
+    let recorded = at(|e| matches!(e, Effect::Record(slot, _) if slot.trial.is_some()));
     let stop = at(|e| matches!(e, Effect::Stop(..)));
     let open = at(|e| matches!(e, Effect::Open(_)));
-    let confirmed = at(|e| matches!(e, Effect::Record(slot) if slot.confirmed == Some(Generation(4))));
+    let confirmed = at(|e| matches!(e, Effect::Record(slot, _) if slot.confirmed == Some(Generation(4))));
     assert!(recorded < stop && stop < open && open < confirmed);
     let in_gap = world.log.get(stop..open).unwrap();
-    assert!(!in_gap.iter().any(|e| matches!(e, Effect::Record(_) | Effect::Mark(_) | Effect::Collect)));
+    assert!(!in_gap.iter().any(|e| matches!(e, Effect::Record(..) | Effect::Collect(_))));
+}
+
+#[test]
+fn how_an_attempt_ended_is_in_the_slot_that_it_changed() {
+    let mut world = World::new();
+    let verdict = |world: &World| world.state.slot.verdict.clone().unwrap();
+    world.update("registry.example.com/app:9");
+    let update = world.last().attempt.id;
+    assert_eq!(verdict(&world), crate::journal::Verdict { update, kind: "update".into(), outcome: Outcome::Confirmed });
+    world.sick = vec![Generation(5)];
+    world.update("registry.example.com/app:bad");
+    let update = world.last().attempt.id;
+    assert_eq!(
+        verdict(&world),
+        crate::journal::Verdict { update, kind: "update".into(), outcome: Outcome::RolledBack }
+    );
+    // Never one without the other.
+    let slots = world.log.iter().filter_map(|e| if let Effect::Record(slot, _) = e { Some(slot) } else { None });
+    for slot in slots.filter(|slot| slot.confirmed == Some(Generation(4))) {
+        assert!(slot.verdict.is_some(), "{slot:?}");
+    }
 }
 
 #[test]
@@ -239,7 +260,7 @@ fn a_clean_stop_does_not_burn_the_trial_and_a_kill_does() {
     world.state = table::typical(Phase::Proving);
     let effects = step(&mut world.state, now(), Event::Terminate { signal: 15 });
     let slot =
-        effects.iter().find_map(|e| if let Effect::Record(slot) = e { Some(slot.clone()) } else { None }).unwrap();
+        effects.iter().find_map(|e| if let Effect::Record(slot, _) = e { Some(slot.clone()) } else { None }).unwrap();
     assert!(slot.trial.as_ref().unwrap().clean_stop);
     let known = world.state.known.clone();
 
@@ -313,7 +334,9 @@ fn nothing_takes_the_place_of_the_confirmed_generation_while_it_boots() {
     state.serving = None;
     state.attempt.as_mut().unwrap().kind = Kind::Boot;
     let effects = step(&mut state, now(), Event::Intent { target: Target::Back(None), by: "t".into(), note: None });
-    assert!(effects.is_empty() && state.queued.is_some() && state.standby.is_some());
+    // Only its number is written down.
+    assert!(matches!(effects.as_slice(), [Effect::Record(_, Mark::Keep)]), "{effects:?}");
+    assert!(state.queued.is_some() && state.standby.is_some());
 }
 
 #[test]
@@ -328,7 +351,9 @@ fn a_first_image_is_still_wanted_after_another_one_failed() {
     let id = state.attempt.as_ref().unwrap().id;
     step(&mut state, now(), Event::Failed { id, code: Code::NotFound, message: "no".into(), refused: false });
     let effects = step(&mut state, now(), Event::Waited);
-    assert_eq!(effects, [Effect::Resolve(UpdateId(1))], "{state:?}");
+    // Under a number of its own: the first one was told to have ended.
+    assert!(effects.contains(&Effect::Resolve(UpdateId(3))), "{effects:?}");
+    assert_eq!(state.attempt.as_ref().map(|attempt| attempt.kind), Some(Kind::Boot));
 }
 
 #[test]
@@ -346,7 +371,7 @@ fn a_stop_while_the_old_one_is_quiesced_blames_nobody() {
     let mut state = table::typical(Phase::Quiescing);
     let effects = step(&mut state, now(), Event::Terminate { signal: 15 });
     assert_eq!(outcomes(&effects), [Outcome::Aborted]);
-    assert!(effects.iter().any(|effect| matches!(effect, Effect::Record(slot) if slot.trial.is_none())));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Record(slot, _) if slot.trial.is_none())));
 }
 
 #[test]
@@ -386,6 +411,208 @@ fn a_late_word_of_the_old_run_writes_nothing_in_the_gap() {
     let mut state = table::typical(Phase::Quiescing);
     state.slot.starts = 3;
     assert_eq!(step(&mut state, now(), Event::Proven { instance: 1 }), []);
+}
+
+/// What a restart finds of `typical(phase)` when Molt was killed there.
+fn killed_in(phase: Phase) -> World {
+    let before = table::typical(phase);
+    let mut world = World::new();
+    world.state = State::new(before.slot, before.known, Settings::default());
+    world
+}
+
+#[test]
+fn a_trial_that_a_start_finds_is_told_as_rolled_back_only_when_the_old_one_is_healthy() {
+    let mut state = killed_in(Phase::Proving).state;
+    let effects = step(&mut state, now(), Event::Boot(Found::default()));
+    assert_eq!(outcomes(&effects), []);
+    assert_eq!(state.phase, Phase::RollingBack(Back::Arming));
+    // Killed again on the way: the same again.
+    let kept = effects.iter().find_map(|e| if let Effect::Record(slot, _) = e { Some(slot.clone()) } else { None });
+    let mut world = World::new();
+    world.state = State::new(*kept.unwrap(), state.known, Settings::default());
+    world.send(Event::Boot(Found::default()));
+    assert_eq!(world.last().outcome, Outcome::RolledBack);
+    assert_eq!(world.last().reason, Some(Code::ExitedInTrial));
+    assert_eq!((world.serving(), world.state.slot.bad.len()), (Generation(1), 1));
+}
+
+#[test]
+fn an_update_interrupted_before_its_program_ran_is_not_held_against_the_image() {
+    for phase in [Phase::Recording, Phase::Quiescing, Phase::Swapping] {
+        let mut world = killed_in(phase);
+        world.send(Event::Boot(Found::default()));
+        assert_eq!((world.last().outcome, world.last().reason), (Outcome::RolledBack, Some(Code::Interrupted)));
+        assert_eq!((world.serving(), world.state.slot.bad.len()), (Generation(1), 0), "{phase:?}");
+    }
+}
+
+#[test]
+fn an_interrupted_rollback_is_not_rolled_back() {
+    let mut world = killed_in(Phase::Proving);
+    world.state.slot.trial.as_mut().unwrap().rollback = true;
+    world.send(Event::Boot(Found::default()));
+    assert_eq!(world.ended.first().unwrap().outcome, Outcome::Degraded);
+    assert_eq!(world.serving(), Generation(1));
+}
+
+#[test]
+fn a_clean_stop_again_and_again_never_burns_a_trial() {
+    let mut world = killed_in(Phase::Proving);
+    world.state.slot.trial.as_mut().unwrap().clean_stop = true;
+    for _ in 0..5 {
+        let mut state = State::new(world.state.slot.clone(), world.state.known.clone(), Settings::default());
+        step(&mut state, now(), Event::Boot(Found::default()));
+        let intent = Event::Intent { target: Target::Back(None), by: "t".into(), note: None };
+        assert_eq!(outcomes(&step(&mut state, now(), intent)), [], "nothing supersedes it");
+        state.queued = None;
+        let effects = step(&mut state, now(), Event::Terminate { signal: 15 });
+        assert_eq!(outcomes(&effects), []);
+        world.state.slot = state.slot;
+    }
+    world.state = State::new(world.state.slot, world.state.known, Settings::default());
+    world.send(Event::Boot(Found::default()));
+    assert_eq!((world.last().outcome, world.serving()), (Outcome::Confirmed, Generation(2)));
+}
+
+#[test]
+fn three_starts_in_vain_lead_to_the_generation_before_and_no_wall_clock_matters() {
+    let first = table::typical(Phase::Idle);
+    let (mut slot, known) = (first.slot, first.known);
+    let mut started = Vec::new();
+    for start in 0..7u64 {
+        let mut state = State::new(slot.clone(), known.clone(), Settings::default());
+        // The wall clock goes back ten years at each start.
+        let moment = Moment { mono_ns: 1, unix_ms: 2_000_000_000_000 - start * 315_000_000_000 };
+        step(&mut state, moment, Event::Boot(Found { up_ms: start * 20_000, ..Found::default() }));
+        started.push(state.standby.unwrap().generation.0);
+        slot = state.slot;
+    }
+    assert_eq!(started, [1, 1, 1, 3, 3, 3, 3]);
+    // Another kernel, or ten minutes later, is another count.
+    for (boot_id, up_ms) in [("other", 130_000), ("", 700_000)] {
+        let settings = Settings { boot_id: boot_id.to_owned(), ..Settings::default() };
+        let mut state = State::new(slot.clone(), known.clone(), settings);
+        step(&mut state, now(), Event::Boot(Found { up_ms, ..Found::default() }));
+        assert_eq!(state.standby.unwrap().generation, Generation(1));
+    }
+    // What stands in is confirmed when it has proven itself.
+    let mut world = World::new();
+    world.state = State::new(slot, known, Settings::default());
+    world.send(Event::Boot(Found { up_ms: 140_000, ..Found::default() }));
+    assert_eq!(world.state.slot.confirmed, Some(Generation(1)));
+    let instance = world.state.serving.unwrap().instance;
+    world.send(Event::Proven { instance });
+    assert_eq!((world.state.slot.confirmed, world.state.slot.previous), (Some(Generation(3)), Some(Generation(1))));
+}
+
+#[test]
+fn a_stop_from_outside_is_no_start_in_vain() {
+    let mut state = table::typical(Phase::Idle);
+    state.slot.starts = 3;
+    step(&mut state, now(), Event::Terminate { signal: 15 });
+    assert_eq!(state.slot.starts, 2);
+}
+
+#[test]
+fn arming_at_boot_is_tried_again_before_the_confirmed_generation_is_passed_over() {
+    let first = table::typical(Phase::Idle);
+    let mut state = State::new(first.slot, first.known, Settings::default());
+    step(&mut state, now(), Event::Boot(Found::default()));
+    for wait in [1000, 2000, 4000] {
+        let instance = state.standby.unwrap().instance;
+        let failed = Event::NotArmed { instance, code: Code::Internal, message: "EAGAIN".into() };
+        assert!(step(&mut state, now(), failed).contains(&Effect::Wait(wait)));
+        step(&mut state, now(), Event::Waited);
+        assert_eq!(state.standby.unwrap().generation, Generation(1));
+    }
+    let instance = state.standby.unwrap().instance;
+    step(&mut state, now(), Event::NotArmed { instance, code: Code::Internal, message: "EAGAIN".into() });
+    assert_eq!(state.standby.unwrap().generation, Generation(3));
+    assert_eq!(state.slot.confirmed, Some(Generation(1)), "nothing is proven yet");
+}
+
+#[test]
+fn the_confirmed_generation_is_tried_again_beside_what_is_fetched_staged_or_held() {
+    let free = [Phase::Resolving, Phase::Fetching, Phase::Staging, Phase::Held];
+    for phase in free {
+        let mut state = table::typical(phase);
+        (state.shaky, state.hold) = (true, phase == Phase::Held);
+        state.standby = None;
+        step(&mut state, now(), Event::Exited { instance: 1, status: 1, at_ns: 1 });
+        let effects = step(&mut state, now(), Event::Gone { instance: 1, at_ns: 2 });
+        assert!(effects.iter().any(|e| matches!(e, Effect::Wait(_))), "{phase:?}: {effects:?}");
+        step(&mut state, now(), Event::Waited);
+        let instance = state.standby.unwrap().instance;
+        let effects = step(&mut state, now(), Event::Armed { instance });
+        assert!(effects.iter().any(|e| matches!(e, Effect::Open(_))), "{phase:?}: {effects:?}");
+        assert_eq!((state.phase, state.serving.unwrap().generation), (phase, Generation(1)));
+    }
+}
+
+#[test]
+fn what_is_held_is_not_held_back_any_more_where_nothing_else_can_run() {
+    let mut state = table::typical(Phase::Held);
+    (state.shaky, state.hold, state.slot.confirmed) = (true, true, None);
+    step(&mut state, now(), Event::Exited { instance: 1, status: 1, at_ns: 1 });
+    let effects = step(&mut state, now(), Event::Gone { instance: 1, at_ns: 2 });
+    assert!(effects.iter().any(|e| matches!(e, Effect::Arm(run) if run.generation == Generation(2))), "{effects:?}");
+}
+
+#[test]
+fn what_waits_behind_a_roll_back_that_fails_is_begun() {
+    let mut state = table::typical(Phase::RollingBack(Back::Proving));
+    step(&mut state, now(), Event::Intent { target: Target::Back(None), by: "t".into(), note: None });
+    step(&mut state, now(), Event::Unhealthy { instance: 1, message: "m".into() });
+    assert!(state.queued.is_none() && state.attempt.is_some());
+}
+
+#[test]
+fn a_generation_whose_confirmation_was_not_written_loses_its_mark() {
+    let mut state = table::typical(Phase::Proving);
+    step(&mut state, now(), Event::Proven { instance: 1 });
+    step(&mut state, now(), Event::NotRecorded { message: "EIO".into() });
+    step(&mut state, now(), Event::Gone { instance: 1, at_ns: 1 });
+    let instance = state.serving.unwrap().instance;
+    step(&mut state, now(), Event::Execed { instance, at_ns: 2 });
+    let effects = step(&mut state, now(), Event::Proven { instance });
+    let clears = |e: &Effect| matches!(e, Effect::Record(_, Mark::Clear(Generation(2))));
+    assert!(effects.iter().any(clears), "{effects:?}");
+}
+
+#[test]
+fn what_was_found_sick_while_its_successor_was_armed_in_vain_is_stopped_and_tried_again() {
+    let mut state = table::typical(Phase::Arming);
+    state.shaky = true;
+    step(&mut state, now(), Event::Unhealthy { instance: 1, message: "m".into() });
+    let failed = Event::NotArmed { instance: 2, code: Code::ProgramUnusable, message: "m".into() };
+    let effects = step(&mut state, now(), failed);
+    assert!(effects.iter().any(|e| matches!(e, Effect::Stop(..))), "{effects:?}");
+    let effects = step(&mut state, now(), Event::Gone { instance: 1, at_ns: 1 });
+    assert!(effects.iter().any(|e| matches!(e, Effect::Wait(_))), "{effects:?}");
+}
+
+#[test]
+fn a_number_is_durable_before_anyone_hears_of_it() {
+    let mut state = table::typical(Phase::Idle);
+    let intent = || Event::Intent { target: Target::Back(Some(Generation(9))), by: "t".into(), note: None };
+    let effects = step(&mut state, now(), intent());
+    assert!(matches!(effects.first(), Some(Effect::Record(slot, _)) if slot.next_update == 7), "{effects:?}");
+    // In the gap nothing is written: the trial has set numbers aside.
+    let mut state = table::typical(Phase::PreStop);
+    step(&mut state, now(), Event::PreStopDone { id: UpdateId(5) });
+    step(&mut state, now(), Event::Recorded);
+    assert_eq!(state.phase, Phase::Quiescing);
+    assert_eq!(step(&mut state, now(), intent()), []);
+    assert!(state.next_update <= state.slot.next_update);
+}
+
+#[test]
+fn what_could_not_be_written_is_written_when_something_happens() {
+    let mut state = table::typical(Phase::Idle);
+    step(&mut state, now(), Event::NotRecorded { message: "EROFS".into() });
+    let effects = step(&mut state, now(), Event::Ready { instance: 1, ready: true, at_ns: 1 });
+    assert!(matches!(effects.as_slice(), [Effect::Record(_, Mark::Set(Generation(1)))]), "{effects:?}");
 }
 
 proptest! {

@@ -25,6 +25,8 @@ pub struct Rules {
     pub checks: &'static [(&'static str, Check)],
     /// Fields that exist elsewhere but not here: dotted path and why.
     pub refused: &'static [(&'static str, &'static str)],
+    /// Required numbers and what stands in for one that is missing or wrong, so that the rest can be checked.
+    pub stand_in: &'static [(&'static str, u64)],
 }
 
 /// Says why a node is not a value of its type; the message reads after its path.
@@ -41,43 +43,63 @@ pub struct Place {
 
 /// Where each path of a document stands in its text; empty for a document that was not text.
 #[derive(Debug, Clone, Default)]
-pub struct Places(BTreeMap<String, Place>);
+pub struct Places(BTreeMap<String, Stand>);
+
+/// Where a node stands.
+#[derive(Debug, Clone)]
+struct Stand {
+    /// Its path in the document; another one than in what was kept of it, where items of a list had faults.
+    written: String,
+    place: Option<Place>,
+}
 
 impl Places {
     /// A fault at `path`, with the place of the nearest node above it that the text has.
     pub fn violation(&self, path: &str, message: impl Into<String>) -> Violation {
         let mut at = path;
-        let place = loop {
-            if let Some(place) = self.0.get(at) {
-                break Some(*place);
+        let stand = loop {
+            if let Some(stand) = self.0.get(at) {
+                break Some(stand);
             }
             match at.rfind(['.', '[']) {
                 Some(end) => at = at.get(..end).unwrap_or_default(),
                 None => break None,
             }
         };
+        let place = stand.and_then(|stand| stand.place);
+        let written = stand.filter(|_| !at.is_empty()).map(|stand| stand.written.as_str());
+        let rest = path.get(at.len()..).unwrap_or_default();
         Violation {
-            path: path.to_owned(),
+            path: written.map_or_else(|| path.to_owned(), |written| format!("{written}{rest}")),
             line: place.map(|place| place.line),
             column: place.map(|place| place.column),
             message: message.into(),
         }
     }
 
+    pub(super) fn put(&mut self, kept: &str, written: &str, place: Option<Place>) {
+        self.0.insert(kept.to_owned(), Stand { written: written.to_owned(), place });
+    }
+
+    /// Forgets a path and those below it.
+    pub(super) fn drop_below(&mut self, kept: &str) {
+        let below =
+            |path: &str| path.strip_prefix(kept).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+        self.0.retain(|path, _| !below(path));
+    }
+
     /// Notes the place of every node at and below `node`.
-    fn note(&mut self, path: &str, node: &Node) {
-        if let Some(place) = node.place {
-            self.0.insert(path.to_owned(), place);
-        }
+    pub(super) fn note(&mut self, kept: &str, written: &str, node: &Node) {
+        self.put(kept, written, node.place);
         match &node.content {
             Content::List(items) => {
                 for (index, item) in items.iter().enumerate() {
-                    self.note(&shape::item(path, index), item);
+                    self.note(&shape::item(kept, index), &shape::item(written, index), item);
                 }
             }
             Content::Map(entries) => {
                 for entry in entries {
-                    self.note(&shape::field(path, &entry.key), &entry.value);
+                    self.note(&shape::field(kept, &entry.key), &shape::field(written, &entry.key), &entry.value);
                 }
             }
             _ => {}
@@ -137,6 +159,15 @@ impl Node {
         entries.iter().find(|entry| entry.key == key).map(|entry| &entry.value).filter(|node| !node.is_null())
     }
 
+    /// Sets a key of a mapping to a number.
+    pub(super) fn set(&mut self, key: &str, number: serde_json::Number) {
+        if let Content::Map(entries) = &mut self.content {
+            entries.retain(|entry| entry.key != key);
+            let value = Self { place: None, content: Content::Number(number) };
+            entries.push(Entry { key: key.to_owned(), place: None, value });
+        }
+    }
+
     /// Whether nothing is there.
     pub fn is_null(&self) -> bool {
         self.content == Content::Null
@@ -179,20 +210,54 @@ impl Node {
     }
 }
 
-/// Reads text as a `T`. Faults of syntax come alone; unknown fields, wrong types and bad words come all at once.
-pub fn read<T: DeserializeOwned + JsonSchema>(text: &str, rules: &Rules) -> Result<(T, Places), Violations> {
-    let node = parse(text, rules)?;
-    let value = convert(&node, rules)?;
-    let mut places = Places::default();
-    places.note("", &node);
-    Ok((value, places))
+/// A document, read as far as its faults of form allow.
+#[derive(Debug)]
+pub struct Read<T> {
+    /// What has the right form; none where nothing can be made of it.
+    pub value: Option<T>,
+    /// Where its fields stand.
+    pub places: Places,
+    /// Every fault of form: unknown fields, wrong types, bad words, what is missing.
+    pub found: Violations,
+}
+
+impl<T> Read<T> {
+    /// The value, if neither the form nor `check`, which looks at the meaning of all that has the right form, finds a
+    /// fault; else all faults of both kinds at once.
+    pub fn and(self, check: impl FnOnce(&T, &Places) -> Violations) -> Result<T, Violations> {
+        let Self { value, places, mut found } = self;
+        if let Some(value) = &value {
+            // What was left out for its form may be just what is missed now.
+            let missed = |fault: &Violation| {
+                !fault.path.is_empty() && found.0.iter().any(|form| form.path.starts_with(&fault.path))
+            };
+            let meaning: Vec<Violation> = check(value, &places).0.into_iter().filter(|fault| !missed(fault)).collect();
+            found.0.extend(meaning);
+        }
+        match value {
+            Some(value) => found.or_ok(value),
+            None => Err(found.or_ok(()).err().unwrap_or_else(|| Violations::whole("nothing can be made of it"))),
+        }
+    }
+}
+
+/// Reads text as a `T`. Faults of syntax come alone.
+pub fn read<T: DeserializeOwned + JsonSchema>(text: &str, rules: &Rules) -> Result<Read<T>, Violations> {
+    convert(&parse(text, rules)?, rules)
 }
 
 /// Reads a node as a `T`, with the same checks as [`read`].
-pub fn convert<T: DeserializeOwned + JsonSchema>(node: &Node, rules: &Rules) -> Result<T, Violations> {
+pub fn convert<T: DeserializeOwned + JsonSchema>(node: &Node, rules: &Rules) -> Result<Read<T>, Violations> {
     let schema = schemars::schema_for!(T).to_value();
-    shape::check(node, &schema, rules)?;
-    serde_json::from_value(node.to_json()).map_err(|error| Violations::whole(error.to_string()))
+    let shape::Examined { kept, places, found } = shape::examine(node, &schema, rules);
+    let value = match kept.map(|kept| serde_json::from_value(kept.to_json())) {
+        Some(Ok(value)) => Some(value),
+        None => None,
+        // What the schema cannot say; it counts only where the schema found nothing.
+        Some(Err(_)) if !found.0.is_empty() => None,
+        Some(Err(error)) => return Err(Violations::whole(error.to_string())),
+    };
+    Ok(Read { value, places, found })
 }
 
 fn parse(text: &str, rules: &Rules) -> Result<Node, Violations> {

@@ -26,7 +26,7 @@ pub use self::{
     settings::{Api, Confirm, PolicySource, Registries, Update},
     user::{Principal, Signal, UserRef},
     violation::{Violation, Violations},
-    workload::{EnvVar, ExecAction, Hook, Hooks, Limits, Mount, Workload},
+    workload::{EnvVar, ExecAction, Hook, Hooks, Limits, Mount, Seccomp, Workload},
 };
 use crate::ids::ImageRef;
 
@@ -180,13 +180,14 @@ const RULES: Rules = Rules {
         ("spec.gateway", "not supported by this version"),
         ("spec.sockets", "not supported by this version"),
     ],
+    stand_in: &[],
 };
 
 /// Reads a sandbox document, at most 1 MiB of YAML or JSON.
 pub fn parse(text: &str) -> Result<Spec, Violations> {
-    let (document, places) = document::read::<Document>(text, &RULES)?;
-    let spec = Spec { name: document.metadata.name, ..document.spec };
-    check::all(&spec, &places).or_ok(spec)
+    let named = |document: &Document| Spec { name: document.metadata.name.clone(), ..document.spec.clone() };
+    let document = document::read::<Document>(text, &RULES)?;
+    document.and(|document, places| check::all(&named(document), places)).map(|document| named(&document))
 }
 
 /// JSON Schema (2020-12) of the document.

@@ -29,7 +29,8 @@ pub struct Update {
     pub parallel: u32,
     /// Bytes of the store that stay free, whatever is fetched. Default: 256MiB.
     pub reserve: Bytes,
-    /// From the start of an update to the last layer unpacked. Default: 30m.
+    /// From the start of an update to the last layer unpacked; as long again for the generation to be on disk. Default:
+    /// 30m.
     pub pull_deadline: Span,
     /// Take a policy that is wider than the one in force without asking. Default: false.
     pub allow_wider: bool,

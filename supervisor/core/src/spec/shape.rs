@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 use super::{
-    document::{Content, Entry, Node, Place, Rules},
+    document::{Content, Entry, Node, Place, Places, Rules},
     violation::{Violation, Violations},
 };
 
@@ -23,17 +23,46 @@ pub fn item(path: &str, index: usize) -> String {
     format!("{path}[{index}]")
 }
 
-/// Every way in which `node` is not what `schema` describes.
-pub(super) fn check(node: &Node, schema: &Value, rules: &Rules) -> Result<(), Violations> {
-    let mut walk = Walk { root: schema, rules, found: Violations::default() };
-    walk.node(node, schema, "");
-    walk.found.or_ok(())
+/// What of a node has the form of its schema, where that is anything; where it stands; and every way in which the rest is
+/// not what `schema` describes.
+pub(super) struct Examined {
+    /// The node without what has a fault.
+    pub(super) kept: Option<Node>,
+    /// Places in `kept`, with the paths they have in the document.
+    pub(super) places: Places,
+    /// Every fault.
+    pub(super) found: Violations,
+}
+
+/// Examines `node`.
+pub(super) fn examine(node: &Node, schema: &Value, rules: &Rules) -> Examined {
+    let mut walk = Walk { root: schema, rules, found: Violations::default(), places: Places::default() };
+    let kept = walk.node(node, schema, &At::default());
+    Examined { kept, places: walk.places, found: walk.found }
+}
+
+/// Where a node stands: in the document, and in what is kept of it (items of lists move up).
+#[derive(Debug, Clone, Default)]
+struct At {
+    written: String,
+    kept: String,
+}
+
+impl At {
+    fn field(&self, key: &str) -> Self {
+        Self { written: field(&self.written, key), kept: field(&self.kept, key) }
+    }
+
+    fn item(&self, written: usize, kept: usize) -> Self {
+        Self { written: item(&self.written, written), kept: item(&self.kept, kept) }
+    }
 }
 
 struct Walk<'a> {
     root: &'a Value,
     rules: &'a Rules,
     found: Violations,
+    places: Places,
 }
 
 impl Walk<'_> {
@@ -46,87 +75,127 @@ impl Walk<'_> {
         });
     }
 
-    fn node(&mut self, node: &Node, schema: &Value, path: &str) {
+    /// The node, or what of it is as it should be; none where nothing can be made of it.
+    fn node(&mut self, node: &Node, schema: &Value, at: &At) -> Option<Node> {
+        let kept = self.kept(node, schema, at);
+        match &kept {
+            Some(_) => self.places.put(&at.kept, &at.written, node.place),
+            None => self.places.drop_below(&at.kept),
+        }
+        kept
+    }
+
+    fn kept(&mut self, node: &Node, schema: &Value, at: &At) -> Option<Node> {
+        let path = at.written.as_str();
         if let Some(name) = schema.get("$ref").and_then(Value::as_str).and_then(|text| text.strip_prefix("#/$defs/")) {
-            let Some(target) = self.root.get("$defs").and_then(|defs| defs.get(name)) else { return };
+            let Some(target) = self.root.get("$defs").and_then(|defs| defs.get(name)) else {
+                return Some(self.whole(node, at));
+            };
             let before = self.found.0.len();
-            self.node(node, target, path);
+            let kept = self.kept(node, target, at);
             let check = self.rules.checks.iter().find(|(of, _)| *of == name).map(|(_, check)| check);
             if let (Some(check), true) = (check, self.found.0.len() == before)
                 && let Err(message) = check(node)
             {
                 self.fault(path, node.place, message);
+                return None;
             }
-            return;
+            return kept;
         }
         if let Some(words) = words(schema) {
-            if !node.text().is_some_and(|text| words.contains(&text)) {
-                self.fault(path, node.place, one_of(&words));
+            if node.text().is_some_and(|text| words.contains(&text)) {
+                return Some(node.clone());
             }
-            return;
+            self.fault(path, node.place, one_of(&words));
+            return None;
         }
         if let Some(branches) = schema.get("anyOf").and_then(Value::as_array) {
-            self.any(node, branches, path);
-            return;
+            return self.any(node, branches, at);
         }
         let kinds = kinds(schema);
         if kinds.is_empty() {
-            return; // Anything is taken here.
+            return Some(self.whole(node, at)); // Anything is taken here.
         }
         if !kinds.iter().any(|kind| is(node, kind)) {
             self.fault(path, node.place, expected(node, &kinds));
-            return;
+            return None;
         }
         match &node.content {
-            Content::Map(entries) => self.map(node, entries, schema, path),
+            Content::Map(entries) => self.map(node, entries, schema, at),
             Content::List(items) => {
-                if let Some(of) = schema.get("items") {
-                    for (index, entry) in items.iter().enumerate() {
-                        self.node(entry, of, &item(path, index));
-                    }
+                let Some(of) = schema.get("items") else { return Some(self.whole(node, at)) };
+                let mut kept = Vec::new();
+                for (index, entry) in items.iter().enumerate() {
+                    kept.extend(self.node(entry, of, &at.item(index, kept.len())));
                 }
+                Some(Node { place: node.place, content: Content::List(kept) })
             }
             Content::Number(number) => {
                 if let Some(message) = range(number, schema) {
                     self.fault(path, node.place, message);
+                    return None;
                 }
+                Some(node.clone())
             }
-            _ => {}
+            _ => Some(node.clone()),
         }
     }
 
-    fn any(&mut self, node: &Node, branches: &[Value], path: &str) {
+    fn any(&mut self, node: &Node, branches: &[Value], at: &At) -> Option<Node> {
         // Where more than one branch remains, text or a structure is taken; the checks by name say the rest.
         let mut branches = branches.iter().filter(|branch| !kinds(branch).contains(&"null"));
-        if let (Some(only), None) = (branches.next(), branches.next()) {
-            self.node(node, only, path);
+        match (branches.next(), branches.next()) {
+            (Some(only), None) => self.kept(node, only, at),
+            _ => Some(self.whole(node, at)),
         }
     }
 
-    fn map(&mut self, node: &Node, entries: &[Entry], schema: &Value, path: &str) {
+    /// A node whose inside is nobody's business here.
+    fn whole(&mut self, node: &Node, at: &At) -> Node {
+        self.places.note(&at.kept, &at.written, node);
+        node.clone()
+    }
+
+    fn map(&mut self, node: &Node, entries: &[Entry], schema: &Value, at: &At) -> Option<Node> {
         let known = schema.get("properties").and_then(Value::as_object);
         let other = schema.get("additionalProperties");
+        let mut kept = Vec::new();
         for entry in entries {
-            let path = field(path, &entry.key);
+            let at = at.field(&entry.key);
+            let path = at.written.as_str();
             let schema = known.and_then(|known| known.get(&entry.key));
-            if let Some((_, why)) = self.rules.refused.iter().find(|(refused, _)| *refused == path) {
-                self.fault(&path, entry.place, *why);
+            let value = if let Some((_, why)) = self.rules.refused.iter().find(|(refused, _)| *refused == path) {
+                self.fault(path, entry.place, *why);
+                None
             } else if let Some(schema) = schema {
-                if !entry.value.is_null() {
-                    self.node(&entry.value, schema, &path);
-                }
+                if entry.value.is_null() { Some(entry.value.clone()) } else { self.node(&entry.value, schema, &at) }
             } else if other == Some(&Value::Bool(false)) {
                 let names = known.map(|known| known.keys().map(String::as_str).collect::<Vec<_>>()).unwrap_or_default();
-                self.fault(&path, entry.place, unknown(&entry.key, &names));
+                self.fault(path, entry.place, unknown(&entry.key, &names));
+                None
             } else if let Some(other) = other {
-                self.node(&entry.value, other, &path);
-            }
+                self.node(&entry.value, other, &at)
+            } else {
+                Some(self.whole(&entry.value, &at))
+            };
+            kept.extend(value.map(|value| Entry { key: entry.key.clone(), place: entry.place, value }));
         }
+        let mut whole = Node { place: node.place, content: Content::Map(kept) };
+        let mut usable = true;
         for name in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
             if node.get(name).is_none() {
-                self.fault(&field(path, name), node.place, "is required");
+                self.fault(&field(&at.written, name), node.place, "is required");
+            }
+            if whole.get(name).is_some() {
+                continue;
+            }
+            // What is wrong with the rest can be said all the same.
+            match self.rules.stand_in.iter().find(|(path, _)| *path == field(&at.written, name)) {
+                Some((_, number)) => whole.set(name, (*number).into()),
+                None => usable = false,
             }
         }
+        usable.then_some(whole)
     }
 }
 

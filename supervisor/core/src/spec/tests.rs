@@ -105,6 +105,8 @@ fn all_faults_of_a_document_come_at_once() {
         lines,
         [
             "5:3: spec.imgae: unknown field; did you mean 'image'?",
+            "6:11: spec.state[0]: must be an absolute path",
+            "6:21: spec.state[1]: must not be in /proc",
             "8:14: spec.health.monitor: must be text: write \"5\" in quotes",
             "9:16: spec.health.readiness: takes exactly one of exec, httpGet, tcpSocket, notify; found 0",
             "11:10: spec.workload.tty: must be true or false",

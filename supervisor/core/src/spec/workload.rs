@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Signal, Span, UserRef};
+use crate::launch::SeccompProfile;
 
 /// The program. What is given here holds for every generation; what is not comes from each image's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -39,6 +40,29 @@ pub struct Workload {
     pub oom_score_adj: i32,
     /// Resource limits.
     pub limits: Limits,
+    /// Which system calls it gets. Default: `floor`.
+    pub seccomp: Seccomp,
+}
+
+/// Which system calls a workload gets, where its policy is not `unconfined`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Seccomp {
+    /// All but those that no workload needs.
+    #[default]
+    Floor,
+    /// Only those in a list of what programs are known to need, and of these none that the floor refuses.
+    Strict,
+}
+
+impl Seccomp {
+    /// The profile with this name.
+    pub const fn profile(self) -> SeccompProfile {
+        match self {
+            Self::Floor => SeccompProfile::Floor,
+            Self::Strict => SeccompProfile::Strict,
+        }
+    }
 }
 
 impl Default for Workload {
@@ -57,6 +81,7 @@ impl Default for Workload {
             completes: false,
             oom_score_adj: 500,
             limits: Limits::default(),
+            seccomp: Seccomp::default(),
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::{
     remove,
 };
 
-/// How to unpack.
+/// How to unpack and settle.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options<'a> {
     pub(crate) limits: &'a Limits,
@@ -54,10 +54,10 @@ impl Meta {
 }
 
 /// Unpacks `stream` into `root`, which must be empty and nobody else's. Gives the stream back, at the end of the tar.
-pub(crate) fn apply<R: Read>(stream: &mut R, root: OwnedFd, options: Options<'_>) -> Result<Asks> {
-    let mut tar = TarReader::new(stream, options.limits);
+pub(crate) fn apply<R: Read>(stream: &mut R, root: OwnedFd, limits: &Limits) -> Result<Asks> {
+    let mut tar = TarReader::new(stream, limits);
     let mut applier = Applier {
-        tree: Tree::new(root, options.limits, options.xattrs),
+        tree: Tree::new(root, limits),
         folders: HashMap::new(),
         me: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
     };
@@ -198,17 +198,12 @@ impl Applier<'_> {
 
     fn opaque(&mut self, parent: &Folder) -> Result<()> {
         if parent.real.is_empty() {
-            let fd = open_to_change(parent, b"")?;
             self.tree.asks.hidden.insert(Vec::new());
-            return super::tree::mark_opaque(&fd, self.xattrs(), b"/");
+            return Ok(());
         }
         let (above, name) = split(&parent.real);
         let above = self.tree.folder(above)?;
         self.tree.hide(&above, name, false)
-    }
-
-    fn xattrs(&self) -> XattrNamespace {
-        self.tree.xattrs()
     }
 
     /// Hides `hidden` of the lower layers; what this layer itself has there stays.

@@ -1,7 +1,8 @@
-//! From packed bytes to the plain tar stream: hashes and counts on both sides, and the bounds on how much may come out.
+//! From packed bytes to the plain tar stream: the bounds on how much may come out, and what it hashes to.
 //!
-//! In: a `BufRead` of the blob, its media kind, the limits. Out: a `Read` of the tar bytes, then [`Sums`]. Must not: buffer
-//! a layer, or guess a compression that the media type does not name.
+//! In: a `BufRead` of the blob, its media kind, the limits. Out: a `Read` of the tar bytes, then their [`DiffId`]. Must
+//! not: buffer a layer, guess a compression that the media type does not name, or judge the packed bytes; who has them
+//! first does, with [`super::packed`].
 
 use std::{
     io::{self, BufRead, Read},
@@ -12,6 +13,7 @@ use std::{
 };
 
 use molt_core::ids::{DiffId, Digest};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -19,8 +21,11 @@ use crate::{
     error::{Error, Result},
 };
 
+/// Bytes that tell a packing.
+pub(crate) const HEAD: usize = 4;
+
 /// How a layer is packed, from its media type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Packing {
     /// A plain tar.
     Tar,
@@ -47,6 +52,15 @@ impl Packing {
         }
     }
 
+    /// Whether a blob that begins like this is packed so.
+    pub(crate) fn check(self, head: &[u8]) -> Result<()> {
+        let found = Self::sniff(head);
+        if !head.is_empty() && found != self {
+            return Err(Error::layer(format!("the media type says {self:?}, the bytes are {found:?}")));
+        }
+        Ok(())
+    }
+
     fn sniff(head: &[u8]) -> Self {
         match head {
             [0x1f, 0x8b, ..] => Self::Gzip,
@@ -56,60 +70,39 @@ impl Packing {
     }
 }
 
-/// What went in and came out, once everything was read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Sums {
-    /// Of the blob.
-    pub(crate) packed: Digest,
-    /// Bytes of the blob.
-    pub(crate) packed_bytes: u64,
-    /// Of the tar stream.
-    pub(crate) plain: DiffId,
-    /// Bytes of the tar stream.
-    pub(crate) plain_bytes: u64,
-}
-
-/// Hashes what is consumed from `R`.
+/// Counts what is consumed from `R`.
 #[derive(Debug)]
-pub(crate) struct Packed<R> {
+struct Counted<R> {
     inner: R,
-    hash: Sha256,
     count: Arc<AtomicU64>,
 }
 
-impl<R: BufRead> Read for Packed<R> {
+impl<R: BufRead> Read for Counted<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let count = available.len().min(out.len());
-        for (to, from) in out.iter_mut().zip(available) {
-            *to = *from;
-        }
-        self.consume(count);
+        let count = self.inner.read(out)?;
+        self.count.fetch_add(count as u64, Ordering::Relaxed);
         Ok(count)
     }
 }
 
-impl<R: BufRead> BufRead for Packed<R> {
+impl<R: BufRead> BufRead for Counted<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         self.inner.fill_buf()
     }
 
     fn consume(&mut self, amount: usize) {
-        // Still buffered, so this cannot fail or block.
-        if amount > 0
-            && let Ok(available) = self.inner.fill_buf()
-        {
-            self.hash.update(available.get(..amount).unwrap_or(available));
-        }
         self.count.fetch_add(amount as u64, Ordering::Relaxed);
         self.inner.consume(amount);
     }
 }
 
+/// The first bytes, which were looked at, and the rest.
+type Whole<R> = io::Chain<io::Cursor<Vec<u8>>, R>;
+
 enum Unpacking<R: BufRead> {
-    Tar(Packed<R>),
-    Gzip(Box<flate2::bufread::MultiGzDecoder<Packed<R>>>),
-    Zstd(zstd::stream::read::Decoder<'static, Packed<R>>),
+    Tar(Counted<Whole<R>>),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<Counted<Whole<R>>>>),
+    Zstd(zstd::stream::read::Decoder<'static, Counted<Whole<R>>>),
 }
 
 /// The tar stream of a layer.
@@ -132,13 +125,16 @@ impl<R: BufRead> std::fmt::Debug for Plain<R> {
 impl<R: BufRead> Plain<R> {
     /// Looks at the first bytes: the blob must be packed as its media type says.
     pub(crate) fn new(mut source: R, packing: Packing, limits: &Limits) -> Result<Self> {
-        let head = source.fill_buf().map_err(|source| stream_error("read its first bytes", source))?;
-        let found = Packing::sniff(head);
-        if !head.is_empty() && found != packing {
-            return Err(Error::layer(format!("the media type says {packing:?}, the bytes are {found:?}")));
-        }
+        // A first read may bring less than what tells a packing.
+        let mut head = Vec::with_capacity(HEAD);
+        (&mut source)
+            .take(HEAD as u64)
+            .read_to_end(&mut head)
+            .map_err(|source| stream_error("read its first bytes", source))?;
+        packing.check(&head)?;
         let packed = Arc::new(AtomicU64::new(0));
-        let source = Packed { inner: source, hash: Sha256::new(), count: Arc::clone(&packed) };
+        let source = io::Cursor::new(head).chain(source);
+        let source = Counted { inner: source, count: Arc::clone(&packed) };
         let inner = match packing {
             Packing::Tar => Unpacking::Tar(source),
             Packing::Gzip => Unpacking::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(source))),
@@ -162,42 +158,11 @@ impl<R: BufRead> Plain<R> {
         })
     }
 
-    /// Reads what is left of the tar stream.
-    pub(crate) fn exhaust(&mut self) -> Result<()> {
+    /// Reads what is left of the tar stream and says what all of it was.
+    pub(crate) fn finish(mut self) -> Result<DiffId> {
         let mut rest = vec![0; 64 << 10];
         while self.read(&mut rest).map_err(|source| stream_error("read to its end", source))? > 0 {}
-        Ok(())
-    }
-
-    /// Reads what is left on both sides and gives the sums.
-    pub(crate) fn finish(mut self) -> Result<Sums> {
-        self.exhaust()?;
-        let (plain, plain_bytes) = (finish_hash(self.hash), self.count);
-        let (packed, packed_bytes) = drain(self.inner, u64::MAX)?;
-        Ok(Sums { packed, packed_bytes, plain: DiffId(plain), plain_bytes })
-    }
-
-    /// After something was wrong inside: the digest of the blob, so that broken transport is told from a bad layer.
-    /// None where more than `at_most` bytes are left.
-    pub(crate) fn abandon(self, at_most: u64) -> Option<Digest> {
-        drain(self.inner, at_most).ok().map(|(digest, _)| digest)
-    }
-}
-
-fn drain<R: BufRead>(inner: Unpacking<R>, at_most: u64) -> Result<(Digest, u64)> {
-    let mut packed = match inner {
-        Unpacking::Tar(packed) => packed,
-        Unpacking::Gzip(decoder) => decoder.into_inner(),
-        Unpacking::Zstd(decoder) => decoder.finish(),
-    };
-    let mut left = at_most;
-    loop {
-        let length = packed.fill_buf().map_err(|source| stream_error("read to its end", source))?.len();
-        if length == 0 {
-            return Ok((finish_hash(packed.hash), packed.count.load(Ordering::Relaxed)));
-        }
-        left = left.checked_sub(length as u64).ok_or_else(|| Error::layer("too much is left after an error"))?;
-        packed.consume(length);
+        Ok(DiffId(finish_hash(self.hash)))
     }
 }
 
@@ -259,37 +224,52 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    fn sums(blob: &[u8], packing: Packing, limits: &Limits) -> Result<Sums> {
+    fn sum(blob: &[u8], packing: Packing, limits: &Limits) -> Result<DiffId> {
         Plain::new(blob, packing, limits)?.finish()
     }
 
     #[test]
-    fn sums_cover_both_sides_and_all_members() {
+    fn the_sum_covers_all_members() {
         let plain = b"hello world".repeat(1000);
         let two = [gzip(&plain), gzip(&plain)].concat();
-        let got = sums(&two, Packing::Gzip, &Limits::default()).unwrap();
-        assert_eq!(got.packed, digest_of(&two));
-        assert_eq!(got.plain.0, digest_of(&plain.repeat(2)));
+        assert_eq!(sum(&two, Packing::Gzip, &Limits::default()).unwrap().0, digest_of(&plain.repeat(2)));
         let z = zstd::encode_all(plain.as_slice(), 3).unwrap();
-        assert_eq!(sums(&z, Packing::Zstd, &Limits::default()).unwrap().plain.0, digest_of(&plain));
-        assert_eq!(sums(&plain, Packing::Tar, &Limits::default()).unwrap().packed, digest_of(&plain));
+        assert_eq!(sum(&z, Packing::Zstd, &Limits::default()).unwrap().0, digest_of(&plain));
+        assert_eq!(sum(&plain, Packing::Tar, &Limits::default()).unwrap().0, digest_of(&plain));
     }
 
     #[test]
     fn packing_must_be_what_the_media_type_says() {
         let blob = gzip(b"x");
         for packing in [Packing::Tar, Packing::Zstd] {
-            assert!(sums(&blob, packing, &Limits::default()).is_err());
+            assert!(sum(&blob, packing, &Limits::default()).is_err());
         }
+    }
+
+    #[test]
+    fn a_first_read_of_one_byte_changes_nothing() {
+        let plain = b"hello world".repeat(100);
+        let zstd = zstd::encode_all(plain.as_slice(), 3).unwrap();
+        for (blob, packing) in [(gzip(&plain), Packing::Gzip), (zstd, Packing::Zstd), (plain.clone(), Packing::Tar)] {
+            for limit in 1..4 {
+                let source = || (&blob[..limit]).chain(&blob[limit..]);
+                let sum = Plain::new(source(), packing, &Limits::default()).unwrap().finish().unwrap();
+                assert_eq!(sum.0, digest_of(&plain), "{packing:?}");
+                if packing != Packing::Tar {
+                    assert!(Plain::new(source(), Packing::Tar, &Limits::default()).is_err());
+                }
+            }
+        }
+        assert_eq!(sum(b"", Packing::Tar, &Limits::default()).unwrap().0, digest_of(b""));
     }
 
     #[test]
     fn bombs_stop_at_the_ratio_and_at_the_size() {
         let zeros = gzip(&vec![0; 8 << 20]);
         let ratio = Limits { ratio: 200, ratio_after: 1 << 20, ..Limits::default() };
-        assert!(sums(&zeros, Packing::Gzip, &ratio).unwrap_err().to_string().contains("200:1"));
+        assert!(sum(&zeros, Packing::Gzip, &ratio).unwrap_err().to_string().contains("200:1"));
         let size = Limits { layer_bytes: 1 << 20, ..Limits::default() };
-        assert!(sums(&zeros, Packing::Gzip, &size).unwrap_err().to_string().contains("1048576"));
+        assert!(sum(&zeros, Packing::Gzip, &size).unwrap_err().to_string().contains("1048576"));
     }
 
     #[test]
@@ -299,13 +279,13 @@ mod tests {
         encoder.write_all(&vec![7; 40 << 20]).unwrap();
         let blob = encoder.finish().unwrap();
         let narrow = Limits { zstd_window_log: 20, ..Limits::default() };
-        assert!(sums(&blob, Packing::Zstd, &narrow).is_err());
-        assert!(sums(&blob, Packing::Zstd, &Limits { ratio: 1 << 40, ..Limits::default() }).is_ok());
+        assert!(sum(&blob, Packing::Zstd, &narrow).is_err());
+        assert!(sum(&blob, Packing::Zstd, &Limits { ratio: 1 << 40, ..Limits::default() }).is_ok());
     }
 
     #[test]
     fn truncated_streams_fail() {
         let blob = gzip(&b"abc".repeat(10_000));
-        assert!(sums(&blob[..blob.len() - 9], Packing::Gzip, &Limits::default()).is_err());
+        assert!(sum(&blob[..blob.len() - 9], Packing::Gzip, &Limits::default()).is_err());
     }
 }

@@ -95,9 +95,7 @@ impl Entry {
     pub(crate) fn new(raw: &ParsedEntry<'_>, limits: &Limits) -> Result<Self> {
         let refuse = |why: &str| Error::layer(format!("'{}': {why}", show(&raw.path)));
         strict_size(raw).map_err(refuse)?;
-        if raw.pax.is_some_and(|pax| pax.windows(11).any(|window| window == b"GNU.sparse.")) {
-            return Err(refuse("sparse files are not taken; pack the layer without them"));
-        }
+        strict_records(raw).map_err(refuse)?;
         let path = normalise(&raw.path, limits)?;
         let link = || raw.link_target.as_deref().ok_or_else(|| refuse("a link without a target"));
         let folder_name = raw.path.ends_with(b"/");
@@ -187,6 +185,39 @@ fn strict_size(raw: &ParsedEntry<'_>) -> Result<(), &'static str> {
         _ if raw.size > i64::MAX as u64 => Err("an impossible size"),
         _ => Ok(()),
     }
+}
+
+/// PAX records, read strictly. The parser stops at what is no record, and other readers go on behind it; some take the first
+/// of two records for one thing and some the last; some take signs in numbers.
+fn strict_records(raw: &ParsedEntry<'_>) -> Result<(), &'static str> {
+    let mut rest = raw.pax.unwrap_or_default();
+    let mut seen = [(&b"path"[..], false), (b"linkpath", false), (b"size", false), (b"uid", false), (b"gid", false)];
+    while !rest.is_empty() {
+        let (key, value, behind) = record(rest).ok_or("malformed PAX records")?;
+        if key.starts_with(b"GNU.sparse.") {
+            return Err("sparse files are not taken; pack the layer without them");
+        }
+        for (once, was) in &mut seen {
+            if key == *once && std::mem::replace(was, true) {
+                return Err("two PAX records for its name, link, size or owner");
+            }
+        }
+        if matches!(key, b"size" | b"uid" | b"gid") && !value.iter().all(u8::is_ascii_digit) {
+            return Err("a size or owner in PAX that is no number");
+        }
+        rest = behind;
+    }
+    Ok(())
+}
+
+/// `LENGTH KEY=VALUE\n`, the length that of all of it: key, value and what is behind.
+fn record(pax: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let space = pax.iter().position(|byte| *byte == b' ')?;
+    let length = std::str::from_utf8(pax.get(..space)?).ok()?;
+    let length: usize = length.bytes().all(|byte| byte.is_ascii_digit()).then(|| length.parse().ok())??;
+    let body = pax.get(space + 1..length)?.strip_suffix(b"\n")?;
+    let equals = body.iter().position(|byte| *byte == b'=')?;
+    Some((body.get(..equals)?, body.get(equals + 1..)?, pax.get(length..)?))
 }
 
 fn xattrs(raw: &ParsedEntry<'_>) -> Result<Xattrs, &'static str> {

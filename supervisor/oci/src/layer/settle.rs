@@ -10,7 +10,7 @@
 //! run for a layer that asks nothing; such a layer is the same on any parents and keeps its plain name in the store.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd, OwnedFd},
 };
@@ -34,7 +34,15 @@ use crate::{
 /// Answers `asks` for the layer in `root` on top of `lowers`, nearest first.
 pub(crate) fn settle(root: &OwnedFd, asks: Asks, lowers: &[OwnedFd], options: Options<'_>) -> Result<()> {
     let lowers = Lowers { roots: lowers, xattrs: options.xattrs };
-    let mut settling = Settling { root, asks, lowers, options, inherit: BTreeSet::new(), bare: BTreeSet::new() };
+    let mut settling = Settling {
+        root,
+        asks,
+        lowers,
+        options,
+        inherit: BTreeSet::new(),
+        bare: BTreeSet::new(),
+        times: BTreeMap::new(),
+    };
     while let Some(path) = settling.asks.parents.first().cloned() {
         settling.parent(&path)?;
         settling.asks.parents.remove(&path);
@@ -43,6 +51,7 @@ pub(crate) fn settle(root: &OwnedFd, asks: Asks, lowers: &[OwnedFd], options: Op
         settling.link(&link, &target)?;
     }
     settling.drop_bare()?;
+    settling.restore_times()?;
     settling.inherit_all()
 }
 
@@ -54,12 +63,33 @@ struct Settling<'a> {
     inherit: BTreeSet<Vec<u8>>,
     /// Made for entries of this layer where the layers below have no folder.
     bare: BTreeSet<Vec<u8>>,
+    /// Times of folders from before anything was put into them here.
+    times: BTreeMap<Vec<u8>, i64>,
 }
 
 impl Settling<'_> {
     fn folder(&self, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let path = if path.is_empty() { b"." } else { path };
         rustix::fs::openat2(self.root, path, flags, Mode::empty(), INSIDE)
+    }
+
+    /// Keeps the time of a folder that is about to be changed: its entry says what it is.
+    fn remember(&mut self, path: &[u8]) {
+        if !self.times.contains_key(path)
+            && let Ok(folder) = self.folder(path, FOLDER)
+            && let Ok(stat) = rustix::fs::fstat(&folder)
+        {
+            self.times.insert(path.to_vec(), stat.st_mtime);
+        }
+    }
+
+    fn restore_times(&self) -> Result<()> {
+        for (path, time) in &self.times {
+            let Ok(folder) = self.folder(path, (FOLDER - OFlags::PATH) | OFlags::RDONLY) else { continue };
+            rustix::fs::futimens(&folder, &times(*time))
+                .map_err(|error| Error::store(format!("set the time of '{}'", show(path)), error))?;
+        }
+        Ok(())
     }
 
     fn below(&self, path: &[u8]) -> Result<Seen> {
@@ -92,7 +122,8 @@ impl Settling<'_> {
 
     /// A folder that was made only to hold whiteouts, where the layers below have none, holds nothing that hides anything.
     fn drop_bare(&mut self) -> Result<()> {
-        for path in self.bare.iter().rev() {
+        for path in self.bare.clone().iter().rev() {
+            self.remember(split(path).0);
             let failed = |error| Error::store(format!("remove '{}'", show(path)), error);
             let Ok(folder) = self.folder(path, (FOLDER - OFlags::PATH) | OFlags::RDONLY) else { continue };
             let children = remove::typed_children(&folder).map_err(failed)?;
@@ -164,6 +195,7 @@ impl Settling<'_> {
     fn ensure(&mut self, path: &[u8]) -> Result<()> {
         let mut at: Vec<u8> = Vec::new();
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            self.remember(&at);
             let parent =
                 self.folder(&at, FOLDER).map_err(|error| Error::store(format!("open '{}'", show(&at)), error))?;
             let next = join(&at, name);
@@ -195,6 +227,8 @@ impl Settling<'_> {
     /// Moves all that is in `from` into `to` and removes `from`.
     fn merge(&mut self, from: &[u8], to: &[u8]) -> Result<()> {
         let failed = |error| Error::store(format!("move '{}' to '{}'", show(from), show(to)), error);
+        self.remember(to);
+        self.remember(split(from).0);
         let source = self.folder(from, (FOLDER - OFlags::PATH) | OFlags::RDONLY).map_err(failed)?;
         let target = self.folder(to, (FOLDER - OFlags::PATH) | OFlags::RDONLY).map_err(failed)?;
         if self.asks.hidden.contains(from) {
@@ -257,6 +291,7 @@ impl Settling<'_> {
             let (above, name) = split(path);
             let above = settling.resolve(above)?;
             settling.ensure(&above)?;
+            settling.remember(&above);
             let folder = settling.folder(&above, FOLDER).map_err(failed)?;
             Ok((folder, name.to_vec(), above))
         };
@@ -329,7 +364,9 @@ fn copy_up(folder: &OwnedFd, stat: &Stat, to: &OwnedFd, name: &[u8], path: &[u8]
     let from = rustix::fs::openat(folder, name, read, Mode::empty()).map_err(|error| failed(error.into()))?;
     let to = rustix::fs::openat(to, name, write, Mode::RUSR | Mode::WUSR).map_err(|error| failed(error.into()))?;
     let (mut from, mut to) = (std::fs::File::from(from), std::fs::File::from(to));
-    io::copy(&mut from, &mut to).map_err(failed)?;
+    // Behind the traits it is read and write, nothing else: who settles may call little more.
+    let (source, sink): (&mut dyn io::Read, &mut dyn io::Write) = (&mut from, &mut to);
+    io::copy(source, sink).map_err(failed)?;
     let (from, to) = (OwnedFd::from(from), OwnedFd::from(to));
     copy_xattrs(&from, &to).and_then(|()| set_stat(&to, stat)).map_err(|error| failed(error.into()))
 }

@@ -5,7 +5,10 @@
 
 use std::io::{Read, Seek};
 
-use tar_core::parse::{Limits as ParserLimits, ParseEvent, Parser};
+use tar_core::{
+    EntryType, Header,
+    parse::{Limits as ParserLimits, ParseEvent, Parser},
+};
 
 use super::{
     decode::stream_error,
@@ -69,7 +72,8 @@ impl<'a, R: Read> TarReader<'a, R> {
             self.start = 0;
         }
         if self.buffer.len() < least {
-            self.buffer.resize(least, 0);
+            // By doubling: a header that asks for a block more each time is parsed from its start each time.
+            self.buffer.resize(least.next_power_of_two().min(BUFFER_MAX), 0);
         }
         while self.end < least {
             let free = self.buffer.get_mut(self.end..).unwrap_or_default();
@@ -102,6 +106,11 @@ impl<'a, R: Read> TarReader<'a, R> {
                     self.entries += 1;
                     if self.entries > self.limits.entries {
                         return Err(Error::layer(format!("more than {} entries", self.limits.entries)));
+                    }
+                    if mixes_extensions(filled.get(..consumed).unwrap_or_default()) {
+                        return Err(Error::layer(
+                            "an entry with names in GNU's and in PAX's way: readers differ in them",
+                        ));
                     }
                     let entry = Entry::new(&entry, self.limits)?;
                     self.consume(consumed);
@@ -157,6 +166,23 @@ impl<R: Read + Seek> TarReader<'_, R> {
         }
         Ok(())
     }
+}
+
+/// Whether the headers in front of an entry, which `chain` ends with, are of both kinds.
+fn mixes_extensions(mut chain: &[u8]) -> bool {
+    let (mut gnu, mut pax) = (false, false);
+    while let Some((block, rest)) = chain.split_first_chunk() {
+        let header = Header::from_bytes(block);
+        match header.entry_type() {
+            EntryType::GnuLongName | EntryType::GnuLongLink => gnu = true,
+            EntryType::XHeader => pax = true,
+            _ => {}
+        }
+        // The parser has been here: sizes are good and the data is there.
+        let data = header.entry_size().ok().and_then(|size| size.checked_next_multiple_of(BLOCK)).unwrap_or(u64::MAX);
+        chain = usize::try_from(data).ok().and_then(|data| rest.get(data..)).unwrap_or_default();
+    }
+    gnu && pax
 }
 
 /// Global records would change every later entry in some readers and none in others.

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     rc::Rc,
 };
 
@@ -121,24 +121,19 @@ pub(crate) struct Tree<'a> {
     root: Rc<Folder>,
     cache: HashMap<Vec<u8>, Rc<Folder>>,
     limits: &'a Limits,
-    xattrs: XattrNamespace,
     /// What is left open.
     pub(crate) asks: Asks,
     deferred: usize,
 }
 
 impl<'a> Tree<'a> {
-    pub(crate) fn new(root: OwnedFd, limits: &'a Limits, xattrs: XattrNamespace) -> Self {
+    pub(crate) fn new(root: OwnedFd, limits: &'a Limits) -> Self {
         let root = Rc::new(Folder { fd: root, real: Vec::new() });
-        Self { root, cache: HashMap::new(), limits, xattrs, asks: Asks::default(), deferred: 0 }
+        Self { root, cache: HashMap::new(), limits, asks: Asks::default(), deferred: 0 }
     }
 
     pub(crate) fn root(&self) -> &Rc<Folder> {
         &self.root
-    }
-
-    pub(crate) fn xattrs(&self) -> XattrNamespace {
-        self.xattrs
     }
 
     /// Accounts for a name that is kept until the end of the layer.
@@ -261,11 +256,9 @@ impl<'a> Tree<'a> {
             .map_err(|error| Error::store(format!("replace '{}'", show(&at.join(name))), error))
     }
 
-    /// Makes the folder `name` in `at` hide what the lower layers have there; with `cut` it also replaces it.
+    /// Notes that the folder `name` in `at` hides what the lower layers have there; with `cut` it also replaces it.
     pub(crate) fn hide(&mut self, at: &Folder, name: &[u8], cut: bool) -> Result<()> {
         let real = at.join(name);
-        let fd = open_to_change(at, name)?;
-        mark_opaque(&fd, self.xattrs, &real)?;
         self.keep(&real)?;
         if cut {
             self.keep(&real)?;
@@ -274,6 +267,22 @@ impl<'a> Tree<'a> {
         self.asks.hidden.insert(real);
         Ok(())
     }
+}
+
+/// Marks the folders that hide what is below them, as overlays are told. Left for last, and for whoever may:
+/// `trusted.*` takes a capability that unpacking does without.
+pub(crate) fn mark_hidden(root: BorrowedFd<'_>, asks: &Asks, xattrs: XattrNamespace) -> Result<()> {
+    for real in &asks.hidden {
+        let path = if real.is_empty() { b".".as_slice() } else { real.as_slice() };
+        let flags = (FOLDER - OFlags::PATH) | OFlags::RDONLY;
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), INSIDE) {
+            Ok(fd) => mark_opaque(&fd, xattrs, real)?,
+            // A whiteout took its place.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+            Err(error) => return Err(Error::store(format!("open '{}'", show(real)), error)),
+        }
+    }
+    Ok(())
 }
 
 /// Sets the opaque attribute.

@@ -16,7 +16,7 @@ use rustix::{
 use super::Store;
 use crate::{
     error::{Error, Result},
-    layer::{decode::digest_of, mismatch},
+    layer::{decode::digest_of, packed::mismatch},
     remove,
 };
 

@@ -1,29 +1,39 @@
 //! The name of an unpacked layer in the store.
 //!
-//! In: a diff id, and the parents where they matter. Out: a file name, and back. Must not: take other text.
+//! In: the blob a layer was unpacked from, its diff id, and the parents where they matter. Out: a file name, and back. Must
+//! not: take other text, or name a layer by what its unpacker alone says.
 
 use std::{fmt, str::FromStr};
 
 use molt_core::ids::{DiffId, Digest, ParseError};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A layer as unpacked: its diff id and, for the rare layer whose tar leaves parent folders or link targets to the layers
-/// below, a digest of those. As text `HEX` or `HEX-CHAIN`.
+/// A layer as unpacked: its diff id, the digest of the blob, and, for the rare layer whose tar leaves parent folders or link
+/// targets to the layers below, a digest of those. As text `HEX-BLOB` or `HEX-BLOB-CHAIN`.
+///
+/// That the blob unpacks to the diff id, and to this folder, is the word of a process that has read the blob. Only images
+/// that carry the same blob share the folder, so a process that the blob has taken over lies to nobody else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LayerId {
     diff_id: DiffId,
+    blob: Digest,
     chain: Option<Digest>,
 }
 
 impl LayerId {
     /// A layer that is the same on any parents.
-    pub fn plain(diff_id: DiffId) -> Self {
-        Self { diff_id, chain: None }
+    pub fn plain(diff_id: DiffId, blob: Digest) -> Self {
+        Self { diff_id, blob, chain: None }
     }
 
-    /// A layer on the parents that `chain` stands for.
-    pub(crate) fn on(diff_id: DiffId, chain: Digest) -> Self {
-        Self { diff_id, chain: Some(chain) }
+    /// The same layer on the parents that `chain` stands for.
+    pub(crate) fn on(self, chain: Digest) -> Self {
+        Self { chain: Some(chain), ..self }
+    }
+
+    /// Whether both are one layer, whatever they lie on.
+    pub(crate) fn is_form_of(&self, other: &Self) -> bool {
+        self.diff_id == other.diff_id && self.blob == other.blob
     }
 
     /// The digest of its tar.
@@ -34,7 +44,7 @@ impl LayerId {
 
 impl fmt::Display for LayerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.diff_id.0.hex())?;
+        write!(f, "{}-{}", self.diff_id.0.hex(), self.blob.hex())?;
         self.chain.map_or(Ok(()), |chain| write!(f, "-{}", chain.hex()))
     }
 }
@@ -44,11 +54,12 @@ impl FromStr for LayerId {
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let digest = |hex: &str| format!("sha256:{hex}").parse::<Digest>();
-        let (diff_id, chain) = match text.split_once('-') {
-            Some((diff_id, chain)) => (diff_id, Some(digest(chain)?)),
-            None => (text, None),
+        let (diff_id, rest) = text.split_once('-').unwrap_or((text, ""));
+        let (blob, chain) = match rest.split_once('-') {
+            Some((blob, chain)) => (blob, Some(digest(chain)?)),
+            None => (rest, None),
         };
-        Ok(Self { diff_id: DiffId(digest(diff_id)?), chain })
+        Ok(Self { diff_id: DiffId(digest(diff_id)?), blob: digest(blob)?, chain })
     }
 }
 
@@ -71,12 +82,17 @@ mod tests {
     #[test]
     fn names_round_trip_and_nothing_else_is_taken() {
         let hex = "ab".repeat(32);
-        for text in [hex.clone(), format!("{hex}-{hex}")] {
+        for text in [format!("{hex}-{hex}"), format!("{hex}-{hex}-{hex}")] {
             assert_eq!(text.parse::<LayerId>().unwrap().to_string(), text);
         }
-        for text in
-            [String::new(), "..".to_owned(), format!("{hex}-"), format!("{hex}/x"), format!("{hex}-{hex}-{hex}")]
-        {
+        for text in [
+            String::new(),
+            "..".to_owned(),
+            hex.clone(),
+            format!("{hex}-"),
+            format!("{hex}-{hex}/x"),
+            [hex.as_str(); 4].join("-"),
+        ] {
             assert!(text.parse::<LayerId>().is_err(), "{text}");
         }
     }

@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! blobs/sha256/HEX              manifests, configs, signatures; never layers
-//! layers/sha256/HEX/            an unpacked layer that is the same on any parents; HEX of its diff id
-//! layers/sha256/HEX-CHAIN/      one that is not (see `layer::settle`), on exactly the parents CHAIN stands for
+//! layers/sha256/HEX-BLOB/       an unpacked layer that is the same on any parents; HEX of its diff id, BLOB of its blob
+//! layers/sha256/HEX-BLOB-CHAIN/ one that is not (see `layer::settle`), on exactly the parents CHAIN stands for
 //! tmp/                          what is being written; moved to the trash when the store is opened
 //! trash/                        renamed here, then removed
 //! ```
@@ -27,7 +27,7 @@ use std::{
     },
 };
 
-use molt_core::ids::{DiffId, Digest};
+use molt_core::ids::Digest;
 use rustix::{
     fs::{AtFlags, Mode, OFlags, XattrFlags},
     io::Errno,
@@ -110,10 +110,9 @@ impl Store {
         Ok(names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok()).collect())
     }
 
-    /// Some form of the layer with this diff id, whatever its parents.
-    pub fn has_any(&self, diff_id: &DiffId) -> bool {
-        self.has_layer(&LayerId::plain(*diff_id))
-            || self.layers().is_ok_and(|layers| layers.iter().any(|id| id.diff_id() == *diff_id))
+    /// Some form of this layer, whatever its parents.
+    pub fn has_any(&self, layer: &LayerId) -> bool {
+        self.has_layer(layer) || self.layers().is_ok_and(|layers| layers.iter().any(|id| id.is_form_of(layer)))
     }
 
     /// Room left.

@@ -43,6 +43,10 @@ impl Store {
     /// Removes what is in the trash. Blocks for as long as that takes; what cannot be removed does not stop the rest.
     pub fn empty_trash(&self) -> Result<()> {
         let trash = self.inner.trash.as_fd();
+        // What comes back by a power cut must come back whole: first the new names, then the removal.
+        for folder in [&self.inner.trash, &self.inner.layers, &self.inner.blobs] {
+            rustix::fs::fsync(folder).map_err(|error| Error::store("sync what goes to the trash", error))?;
+        }
         loop {
             let names = remove::children(trash).map_err(|error| Error::store("list the trash", error))?;
             let mut problem = None;

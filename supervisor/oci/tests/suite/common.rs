@@ -6,16 +6,20 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write as _,
+    os::fd::AsFd as _,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
 use molt_core::ids::{Digest, ImageRef};
-use molt_oci::{Client, Error, Fetched, LayerState, Limits, Platform, Progress, Registries, Resolved, Store};
+use molt_oci::{
+    Client, Error, Fetched, LayerId, LayerState, Limits, Platform, Progress, Registries, Resolved, Store,
+    unpacker::Unpacker,
+};
+pub(crate) use molt_tests::harness::tar::Tar;
 use sha2::Digest as _;
-use tar::{EntryType, Header};
 
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -32,109 +36,6 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
-}
-
-/// A tar, written with names that the `tar` crate would refuse.
-#[derive(Default, Clone)]
-pub(crate) struct Tar {
-    bytes: Vec<u8>,
-    pub(crate) owner: (u64, u64),
-}
-
-impl Tar {
-    pub(crate) fn new() -> Self {
-        Self::default()
-    }
-
-    pub(crate) fn header(kind: EntryType, name: &[u8], link: &[u8], size: u64, mode: u32) -> Header {
-        let mut header = Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(1_000_000_000);
-        header.set_size(size);
-        let old = header.as_old_mut();
-        old.name[..name.len()].copy_from_slice(name);
-        old.linkname[..link.len()].copy_from_slice(link);
-        header
-    }
-
-    pub(crate) fn raw(mut self, mut header: Header, data: &[u8]) -> Self {
-        header.set_cksum();
-        self.bytes.extend_from_slice(header.as_bytes());
-        self.bytes.extend_from_slice(data);
-        let padding = self.bytes.len().next_multiple_of(512);
-        self.bytes.resize(padding, 0);
-        self
-    }
-
-    fn entry(self, kind: EntryType, name: &str, link: &str, data: &[u8], mode: u32) -> Self {
-        let mut header = Self::header(kind, name.as_bytes(), link.as_bytes(), data.len() as u64, mode);
-        header.set_uid(self.owner.0);
-        header.set_gid(self.owner.1);
-        self.raw(header, data)
-    }
-
-    /// Entries that follow belong to this user and group.
-    pub(crate) fn owned(mut self, uid: u64, gid: u64) -> Self {
-        self.owner = (uid, gid);
-        self
-    }
-
-    pub(crate) fn dir(self, name: &str, mode: u32) -> Self {
-        self.entry(EntryType::Directory, name, "", b"", mode)
-    }
-
-    pub(crate) fn file(self, name: &str, data: &str) -> Self {
-        self.file_mode(name, data, 0o644)
-    }
-
-    pub(crate) fn file_mode(self, name: &str, data: &str, mode: u32) -> Self {
-        self.entry(EntryType::Regular, name, "", data.as_bytes(), mode)
-    }
-
-    pub(crate) fn symlink(self, name: &str, target: &str) -> Self {
-        self.entry(EntryType::Symlink, name, target, b"", 0o777)
-    }
-
-    pub(crate) fn hardlink(self, name: &str, target: &str) -> Self {
-        self.entry(EntryType::Link, name, target, b"", 0o6777)
-    }
-
-    pub(crate) fn of(self, kind: EntryType, name: &str) -> Self {
-        self.entry(kind, name, "", b"", 0o644)
-    }
-
-    /// A PAX header for the entry that follows.
-    pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> Self {
-        let mut data = Vec::new();
-        for (key, value) in records {
-            let rest = key.len() + value.len() + 3;
-            let mut length = rest + 1;
-            while length != rest + length.to_string().len() {
-                length = rest + length.to_string().len();
-            }
-            data.extend_from_slice(format!("{length} {key}=").as_bytes());
-            data.extend_from_slice(value);
-            data.push(b'\n');
-        }
-        let mut header = Header::new_ustar();
-        header.set_entry_type(EntryType::XHeader);
-        header.set_size(data.len() as u64);
-        header.set_mode(0o644);
-        header.as_old_mut().name[..3].copy_from_slice(b"pax");
-        self.raw(header, &data)
-    }
-
-    pub(crate) fn end(mut self) -> Vec<u8> {
-        self.bytes.extend_from_slice(&[0; 1024]);
-        self.bytes
-    }
-
-    pub(crate) fn cut(self) -> Vec<u8> {
-        self.bytes
-    }
 }
 
 /// One layer of an image to be: blob, media type, diff id.
@@ -258,36 +159,82 @@ impl Place {
         }
     }
 
+    /// As Molt does it: by confined unpackers.
     pub(crate) async fn pull_with(
         &self,
         reference: &str,
         registries: &Registries,
         limits: Limits,
     ) -> Result<(Resolved, Fetched), Error> {
-        let client = Client::new(registries, limits)?;
-        let reference: ImageRef = reference.parse().unwrap();
-        let resolved = client.resolve(&reference, &Platform::host(), &()).await?;
-        let fetched = client.fetch(&resolved, &self.store, &()).await?;
-        Ok((resolved, fetched))
+        pull_by(Client::new(registries, limits)?.confined(unpacker()), reference, &self.store).await
     }
 
-    /// Puts layers into a layout and fetches it.
+    /// Puts layers into a layout and fetches it; by confined unpackers, and in this process into a store of its own, which
+    /// must come to the same.
     pub(crate) fn unpack_with(&self, layers: &[Vec<u8>], limits: Limits) -> Result<Vec<PathBuf>, Error> {
         let packed: Vec<Packed> = layers.iter().map(|tar| packed(tar)).collect();
         let layout = tempfile::tempdir_in(self.dir.path()).unwrap();
         Image::new(&packed).layout(layout.path());
         let reference = format!("oci:{}", layout.path().display());
+        let here = tempfile::tempdir_in(self.dir.path()).unwrap();
+        let store = Store::open(fs::File::open(here.path()).unwrap()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let pulled = runtime.block_on(self.pull_with(&reference, &Registries::default(), limits));
+        let registries = Registries::default();
+        let apart = runtime.block_on(self.pull_with(&reference, &registries, limits.clone()));
+        let client = Client::new(&registries, limits)?;
+        let inside = runtime.block_on(pull_by(client, &reference, &store));
         drop(runtime);
         self.assert_clean();
-        let (_, fetched) = pulled?;
+        let found = |root: &Path, pulled: &Result<(Resolved, Fetched), Error>| {
+            let (_, fetched) = pulled.as_ref().map_err(said)?;
+            let layer = |id: &LayerId| root.join("layers/sha256").join(id.to_string());
+            Ok(fetched.layers.iter().map(|id| (id.to_string(), tree(&layer(id)))).collect::<Vec<_>>())
+        };
+        let apart_found: Result<_, String> = found(&self.path("store"), &apart);
+        assert_eq!(apart_found, found(here.path(), &inside), "apart, and in this process");
+        let (_, fetched) = apart?;
         Ok(fetched.layers.iter().map(|id| self.path("store/layers/sha256").join(id.to_string())).collect())
     }
 
     pub(crate) fn unpack(&self, layers: &[Vec<u8>]) -> Result<Vec<PathBuf>, Error> {
         self.unpack_with(layers, Limits::default())
     }
+}
+
+/// A program of `examples/`, which cargo builds with these suites.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    own.parent().and_then(Path::parent).unwrap().join("examples").join(name)
+}
+
+/// Starts the example `unpacker`, as Molt starts its own file.
+pub(crate) fn unpacker() -> Arc<Unpacker> {
+    static UNPACKER: OnceLock<Arc<Unpacker>> = OnceLock::new();
+    let start = || {
+        let program = example("unpacker");
+        let program = fs::File::open(&program).unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        Arc::new(Unpacker::new(program.as_fd(), |_| None).unwrap())
+    };
+    Arc::clone(UNPACKER.get_or_init(start))
+}
+
+async fn pull_by(client: Client, reference: &str, store: &Store) -> Result<(Resolved, Fetched), Error> {
+    let reference: ImageRef = reference.parse().unwrap();
+    let resolved = client.resolve(&reference, &Platform::host(), &()).await?;
+    let fetched = client.fetch(&resolved, store, &()).await?;
+    assert!(client.degraded().is_empty(), "a wall is missing: {:?}", client.degraded());
+    Ok((resolved, fetched))
+}
+
+/// An error with everything under it.
+fn said(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
 }
 
 /// One line for everything below `root`: kind, mode, owner, name, and content, target or mark.

@@ -18,7 +18,7 @@ use axum::{
 use molt_core::ids::ImageRef;
 use molt_oci::{Client, Error, Fetched, Limits, Platform, Registries};
 
-use crate::common::{Image, MANIFEST, Place, Tar, Told, packed};
+use crate::common::{Image, MANIFEST, Place, Tar, Told, packed, unpacker};
 
 /// What the registry was asked.
 #[derive(Debug, Clone)]
@@ -189,7 +189,7 @@ pub(crate) async fn pull(
     settings: &Registries,
     told: &Told,
 ) -> Result<Fetched, Error> {
-    let client = Client::new(settings, quick())?;
+    let client = Client::new(settings, quick())?.confined(unpacker());
     let reference: ImageRef = registry.reference().parse().unwrap();
     let resolved = client.resolve(&reference, &Platform::host(), &()).await?;
     client.fetch(&resolved, &place.store, told).await

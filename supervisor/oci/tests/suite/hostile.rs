@@ -223,6 +223,27 @@ fn sizes_that_tools_read_differently_are_refused() {
 }
 
 #[test]
+fn headers_that_readers_take_differently_are_refused() {
+    let twice: [[(&str, &[u8]); 2]; 3] =
+        [[("path", b"one"), ("path", b"two")], [("size", b"1"), ("size", b"2")], [("uid", b"1"), ("uid", b"0")]];
+    for records in twice {
+        refused(Tar::new().pax(&records).file("x", "1").end());
+    }
+    refused(Tar::new().pax(&[("size", b"+1")]).file("x", "1").end());
+    // Behind what is no record another reader finds one more.
+    for records in [&b"x\n12 path=two\n"[..], b"12 path=two\nx", b"+12 path=two\n", b"12 path=two\n\0\0"] {
+        let header = Tar::header(EntryType::XHeader, b"pax", b"", records.len() as u64, 0o644);
+        refused(Tar::new().raw(header, records).file("x", "1").end());
+    }
+    // A long name of GNU's and one of PAX.
+    let long = Tar::header(EntryType::GNULongName, b"././@LongLink", b"", 4, 0o644);
+    refused(Tar::new().pax(&[("path", b"two")]).raw(long.clone(), b"one\0").file("x", "1").end());
+    refused(Tar::new().raw(long.clone(), b"one\0").pax(&[("path", b"two")]).file("x", "1").end());
+    let lines = unpacked(Tar::new().raw(long, b"one\0").file("x", "1").end());
+    assert!(lines.len() == 1 && lines[0].ends_with(" n1") && lines[0].contains(" one "), "{lines:?}");
+}
+
+#[test]
 fn strange_times_are_clamped() {
     let mut header = Tar::header(EntryType::Regular, b"x", b"", 0, 0o644);
     header.as_old_mut().mtime = [0xff; 12];

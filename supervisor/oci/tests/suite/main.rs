@@ -6,9 +6,13 @@
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod corpus;
+#[cfg(test)]
 mod fake;
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod liar;
 #[cfg(test)]
 mod parents;
 #[cfg(test)]
@@ -17,3 +21,5 @@ mod registry;
 mod secrets;
 #[cfg(test)]
 mod sources;
+#[cfg(test)]
+mod unpacker;

@@ -124,6 +124,18 @@ fn a_hard_link_to_a_lower_file_copies_it_up() {
 }
 
 #[test]
+fn a_folder_keeps_the_time_of_its_entry_when_something_is_linked_or_moved_into_it() {
+    let place = Place::new();
+    let upper = Tar::new().dir("data", 0o755).hardlink("data/g", "data/f").dir("usr", 0o755).dir("usr/bin", 0o700);
+    let upper = upper.file("bin/moved", "1").end();
+    let root = &place.unpack(&[base(), upper]).unwrap()[1];
+    for folder in ["data", "usr", "usr/bin"] {
+        let time = std::os::unix::fs::MetadataExt::mtime(&fs::metadata(root.join(folder)).unwrap());
+        assert_eq!(time, 1_000_000_000, "{folder}");
+    }
+}
+
+#[test]
 fn a_layer_that_asks_nothing_serves_every_base_and_others_do_not() {
     let place = Place::new();
     let other = Tar::new().dir("./", 0o755).dir("usr", 0o755).dir("usr/bin", 0o700).end();

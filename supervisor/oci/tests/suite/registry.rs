@@ -16,7 +16,7 @@ use molt_core::{code::Code, ids::ImageRef};
 use molt_oci::{Client, Limits, Platform, Registries};
 
 use crate::{
-    common::{CONFIG, GZIP, Image, MANIFEST, Place, Tar, Told, digest, gzip, packed},
+    common::{CONFIG, GZIP, Image, MANIFEST, Place, Tar, Told, digest, gzip, packed, unpacker},
     fake::{Registry, Rule, broken, image, layer_path, plain, pull, quick, random, status},
 };
 
@@ -266,7 +266,7 @@ async fn a_fetch_that_is_dropped_cleans_up() {
     })
     .await;
     let place = Place::new();
-    let client = Client::new(&registry.settings(), Limits::default()).unwrap();
+    let client = Client::new(&registry.settings(), Limits::default()).unwrap().confined(unpacker());
     let reference: ImageRef = registry.reference().parse().unwrap();
     let resolved = client.resolve(&reference, &Platform::host(), &()).await.unwrap();
     let told = Told::default();

@@ -133,6 +133,68 @@ async fn a_token_service_elsewhere_gets_no_credentials_and_errors_are_not_swallo
     }
 }
 
+/// Where a registry may not send anyone for a token. `THIEF` is a server that listens, in plain HTTP.
+const REALMS: [&str; 36] = [
+    "http://169.254.169.254/latest/meta-data",
+    "https://169.254.169.254/token",
+    "https://2852039166/token",
+    "https://0xa9fea9fe/token",
+    "https://0251.0376.0251.0376/token",
+    "https://169.254.43518/token",
+    "https://[::ffff:169.254.169.254]/token",
+    "https://[::ffff:a9fe:a9fe]/token",
+    "https://[64:ff9b::a9fe:a9fe]/token",
+    "https://[fe80::1]/token",
+    "https://[fd00:ec2::254]/token",
+    "https://100.100.100.200/token",
+    "https://0.0.0.0/token",
+    "https://0/token",
+    "https://[::]/token",
+    "https://224.0.0.1/token",
+    "https://255.255.255.255/token",
+    "https://[ff02::1]/token",
+    "http://THIEF/token",
+    "http://THIEF.evil.example/token",
+    "http://registry.example.com/token",
+    "https://user:password@THIEF/token",
+    "https://user@registry.example.com/token",
+    "ftp://THIEF/token",
+    "file:///etc/passwd",
+    "file://THIEF/etc/passwd",
+    "unix:///run/molt/molt.sock",
+    "data:application/json,{}",
+    "gopher://THIEF/_GET",
+    "/token",
+    "//THIEF/token",
+    "https://",
+    "https://a b/token",
+    "https://THIEF:99999/token",
+    "https://%00/token",
+    "no address at all",
+];
+
+#[tokio::test]
+async fn no_realm_of_a_list_gets_a_request_or_a_secret() {
+    let thief = Registry::start(image(), |_, _| Some(r#"{"token":"x"}"#.into_response())).await;
+    for realm in REALMS {
+        let header_text = format!("Bearer realm=\"{}\",service=\"s\"", realm.replace("THIEF", &thief.host));
+        let registry = Registry::start(image(), move |_, _| {
+            Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, header_text.clone())]).into_response())
+        })
+        .await;
+        let place = Place::new();
+        let mut settings = credentials(&place, &registry.host);
+        settings.insecure = vec![registry.host.clone()];
+        let error = pull(&place, &registry, &settings, &Told::default()).await.unwrap_err();
+        assert_eq!(error.code(), Code::Unauthorized, "{realm}: {error}");
+        assert!(!error.to_string().contains("secret") && !error.to_string().contains("password@"), "{realm}: {error}");
+        assert_eq!(registry.log().len(), 1, "{realm}: asked again");
+        assert!(registry.log().iter().all(|asked| asked.authorization.is_none()), "{realm}");
+        place.assert_clean();
+    }
+    assert!(thief.log().is_empty(), "{:?}", thief.log());
+}
+
 #[tokio::test]
 async fn redirected_blobs_are_fetched_without_the_authorization() {
     let other = Registry::start(image(), |_, _| None).await;

@@ -8,10 +8,10 @@ use serde_json::json;
 use super::{fails, look, pull_fails, recipe, says, setup, tidy};
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
-use crate::harness::disk::{Disk, FileSystem};
+use crate::harness::disk::{Disk, FileSystem, InMemory};
 use crate::harness::image::{Built, Format, Layer, Packing, digest};
-use crate::harness::molt::Molt;
-use crate::harness::{images, process};
+use crate::harness::molt::{Molt, SOON};
+use crate::harness::{images, process, wait};
 
 /// The tests of this suite.
 pub(in crate::suites) const CASES: &[Case] = &[
@@ -20,6 +20,7 @@ pub(in crate::suites) const CASES: &[Case] = &[
     case("bad::image::five_gigabytes_claimed_on_a_full_disk", claims_too_much),
     case("bad::image::a_file_that_claims_five_gigabytes", claiming_entry),
     case("bad::image::a_disk_that_fills_up_on_the_way", disk_fills_up),
+    case("bad::image::inodes_that_are_too_few_or_run_out", too_few_inodes),
     case("bad::image::a_full_disk_does_not_stop_a_rollback", rollback_on_a_full_disk),
     case("bad::image::a_program_that_is_not_there", |bed| unusable(bed, "no-entrypoint-file", NO_FILE)),
     case("bad::image::a_program_that_is_not_executable", |bed| unusable(bed, "not-executable", NOT_EXECUTABLE)),
@@ -79,8 +80,14 @@ fn claims_too_much(bed: &Bed) -> anyhow::Result<()> {
     let image = bed.lying_image("bad/huge:1", || {
         Ok(recipe(bed, "v4")?.build_bent(|manifest| manifest["layers"][2]["size"] = json!(5_u64 << 30)))
     })?;
-    let parts = ["1 layers of 5120 MiB will take about 18432 MiB", "MiB are free", "free some: molt gc"];
-    pull_fails(&molt, 6, &image, &parts).map(drop)
+    let parts = ["1 layers of 5120 MiB need about 18432 MiB and ", " inodes are free", "free some: molt gc"];
+    pull_fails(&molt, 6, &image, &parts)?;
+    let dry = molt.expect(6, &["update", &image, "--dry-run"])?;
+    says(&dry.stderr, &parts)?;
+    let asked = json!({"image": image});
+    let answer = molt.ask("POST", "/v1/updates?dryRun=All", &asked)?;
+    ensure!(answer.status == 507 && answer.json()?["code"] == "no-space", "{} {}", answer.status, answer.text());
+    Ok(())
 }
 
 fn claiming_entry(bed: &Bed) -> anyhow::Result<()> {
@@ -123,10 +130,46 @@ fn disk_fills_up(bed: &Bed) -> anyhow::Result<()> {
     })?;
     let ballast = disk.fill(16 << 20)?;
     let before = free(&molt)?;
-    pull_fails_but_for_one(&molt, 6, &image, &["no bytes or inodes left (ENOSPC)", "free some: molt gc"])?;
+    pull_fails(&molt, 6, &image, &["no bytes or inodes left (ENOSPC)", "free some: molt gc"])?;
     let after = free(&molt)?;
     ensure!(after + (2 << 20) > before, "{before} bytes were free, now {after}");
     fs::remove_file(ballast)?;
+    molt.expect(0, &["update", &image])?;
+    molt.serves("v4", 2)
+}
+
+fn too_few_inodes(bed: &Bed) -> anyhow::Result<()> {
+    let disk = InMemory::new(&bed.scratch("disk")?, 256, 2000)?;
+    let mut setup = setup(bed)?;
+    setup.store.clone_from(&disk.path);
+    let molt = setup.start()?;
+    let ballast = disk.path.join("ballast");
+    fs::create_dir(&ballast)?;
+    let left = rustix::fs::statvfs(&disk.path)?.f_favail;
+    let spare = 300;
+    for number in spare..left {
+        fs::File::create(ballast.join(number.to_string()))?;
+    }
+    // Small on its way: a thousand empty files pack well, and are found out only when they are made.
+    let image = bed.image("bad/entries:1", || {
+        let files = |layer: Layer, number| layer.file(&format!("app/empty{number}"), 0o644, b"");
+        let layer = (0..1000).fold(Layer::new().dir("app", 0o755), files);
+        Ok(recipe(bed, "v4")?.layer(layer.pack(Packing::Gzip)).build())
+    })?;
+    let free = || anyhow::Ok(rustix::fs::statvfs(&molt.store)?.f_favail);
+    let before = free()?;
+    pull_fails(&molt, 6, &image, &["no bytes or inodes left (ENOSPC)", "free some: molt gc"])?;
+    wait::until_ok("the inodes to come back", SOON, || {
+        let after = free()?;
+        ensure!(after + 2 > before, "{before} inodes were free, now {after}");
+        Ok(())
+    })?;
+    for number in 20..spare {
+        fs::File::create(ballast.join(number.to_string()))?;
+    }
+    let few = " of 2000 inodes are free";
+    pull_fails(&molt, 6, &bed.small("v3")?, &[" layers of 1 MiB need about ", few, "free some: molt gc"])?;
+    fs::remove_dir_all(ballast)?;
     molt.expect(0, &["update", &image])?;
     molt.serves("v4", 2)
 }
@@ -136,7 +179,12 @@ fn rollback_on_a_full_disk(bed: &Bed) -> anyhow::Result<()> {
     molt.expect(0, &["update", &bed.small("v2")?])?;
     disk.fill(0)?;
     ensure!(fs::write(disk.path.join("more"), vec![1; 1 << 20]).is_err(), "the disk is not full");
-    pull_fails(&molt, 6, &bed.small("v3")?, &["will take about ", "MiB are free", "free some: molt gc"])?;
+    pull_fails(
+        &molt,
+        6,
+        &bed.small("v3")?,
+        &[" layers of 1 MiB need about ", " inodes are free", "free some: molt gc"],
+    )?;
     molt.expect(0, &["rollback"])?;
     molt.serves("v1", 3)?;
     // The journal is written in place: what was decided is on disk, too.

@@ -28,7 +28,7 @@ fn setup(bed: &Bed) -> anyhow::Result<Setup<'_>> {
 }
 
 /// A recipe of the small image, to be made worse.
-fn recipe(bed: &Bed, variant: &str) -> anyhow::Result<ImageBuilder> {
+pub(super) fn recipe(bed: &Bed, variant: &str) -> anyhow::Result<ImageBuilder> {
     images::small_as(variant, &bed.program("molt-testd")?, Packing::Gzip, Format::Oci)
 }
 
@@ -105,7 +105,7 @@ fn fails(molt: &Molt, code: i32, words: &[&str], parts: &[&str]) -> anyhow::Resu
 }
 
 /// An update fails with `code` before anything of it is in the store, and leaves nothing there.
-fn pull_fails(molt: &Molt, code: i32, image: &str, parts: &[&str]) -> anyhow::Result<Output> {
+pub(super) fn pull_fails(molt: &Molt, code: i32, image: &str, parts: &[&str]) -> anyhow::Result<Output> {
     let listed = || anyhow::Ok((molt.stored("layers/sha256")?, molt.stored("generations")?));
     let before = listed()?;
     let bad = molt.status()?["bad"].clone();
@@ -118,7 +118,7 @@ fn pull_fails(molt: &Molt, code: i32, image: &str, parts: &[&str]) -> anyhow::Re
 }
 
 /// Nothing is half done in the store, and no packed layer is kept there.
-fn tidy(molt: &Molt) -> anyhow::Result<()> {
+pub(super) fn tidy(molt: &Molt) -> anyhow::Result<()> {
     wait::until_ok("the store to be tidy", SOON, || {
         for folder in ["tmp", "trash"] {
             let names = molt.stored(folder)?;

@@ -17,6 +17,7 @@ use crate::harness::registry::{PASSWORD, Registry, USER, free_port};
 /// The tests of this suite.
 pub(in crate::suites) const CASES: &[Case] = &[
     case("bad::registry::an_unknown_host", unknown_host),
+    case("bad::registry::a_name_that_leads_where_no_registry_is", misleading_names),
     case("bad::registry::a_host_where_nobody_listens", nobody_listens),
     case("bad::registry::a_password_is_wanted_and_none_is_there", no_password),
     case("bad::registry::a_wrong_password", wrong_password),
@@ -52,6 +53,21 @@ fn unknown_host(bed: &Bed) -> anyhow::Result<()> {
         "(check the name, DNS, and that the sandbox may connect to it)",
     ];
     pull_fails(&molt, 1, image, &parts).map(drop)
+}
+
+/// What a cloud tells its machines, and nobody, and everybody: refused by the address, whatever the name.
+fn misleading_names(bed: &Bed) -> anyhow::Result<()> {
+    let addresses = ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254", "fe80::1", "0.0.0.0", "224.0.0.1"];
+    let mut setup = setup(bed)?;
+    for (number, address) in addresses.iter().enumerate() {
+        setup.options.hosts.push_str(&format!("{address} registry-{number}.example\n"));
+    }
+    let molt = setup.start()?;
+    for (number, address) in addresses.iter().enumerate() {
+        let image = format!("registry-{number}.example/acme/daemon:1.5");
+        pull_fails(&molt, 1, &image, &["the name leads only to addresses that no registry has"]).context(*address)?;
+    }
+    Ok(())
 }
 
 fn nobody_listens(bed: &Bed) -> anyhow::Result<()> {

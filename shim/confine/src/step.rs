@@ -7,15 +7,15 @@ use molt_core::launch::Failure;
 use rustix::io::Errno;
 
 /// A result of one step.
-pub(crate) type Step<T> = Result<T, Failure>;
+pub type Step<T> = Result<T, Failure>;
 
 /// A failure that the kernel did not report.
-pub(crate) fn refuse(step: &str, detail: impl Into<String>) -> Failure {
+pub fn refuse(step: &str, detail: impl Into<String>) -> Failure {
     Failure { step: step.to_owned(), detail: detail.into(), errno: 0, policy: false }
 }
 
 /// Names the step of a result.
-pub(crate) trait At<T> {
+pub trait At<T> {
     /// The same result; an error says which step and what it was about.
     fn at(self, step: &str, detail: impl AsRef<str>) -> Step<T>;
 }
@@ -46,6 +46,6 @@ impl<T> At<T> for molt_sys::Result<T> {
 }
 
 /// Whether the kernel (or a seccomp profile) says it does not have a call.
-pub(crate) fn not_there(errno: Errno) -> bool {
+pub fn not_there(errno: Errno) -> bool {
     matches!(errno, Errno::NOSYS | Errno::OPNOTSUPP)
 }

@@ -1,8 +1,6 @@
-//! What both benchmarks share: arguments, statistics, tables, a look at a process.
+//! What the benchmarks share: arguments, statistics, tables, a look at a process.
 //!
 //! In: samples. Out: a table for people on standard output, or one JSON document. Must not: know what is measured.
-
-#![allow(dead_code, reason = "each benchmark uses its own part")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,19 +8,20 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use molt_tests::harness::bed::Bed;
-use molt_tests::harness::world::{self, World};
 use serde_json::{Value, json};
+
+use crate::harness::bed::Bed;
+use crate::harness::world::{self, World};
 
 /// What the command line asks for.
 #[derive(Debug, Clone)]
-pub(crate) struct Arguments {
+pub struct Arguments {
     /// How often the main thing is done.
-    pub(crate) rounds: usize,
+    pub rounds: usize,
     /// One JSON document instead of tables.
-    pub(crate) json: bool,
+    pub json: bool,
     /// Other words of the form `--NAME VALUE`.
-    pub(crate) others: BTreeMap<String, String>,
+    pub others: BTreeMap<String, String>,
 }
 
 impl Arguments {
@@ -50,14 +49,14 @@ impl Arguments {
     }
 
     /// A number among the others.
-    pub(crate) fn number(&self, name: &str, default: usize) -> anyhow::Result<usize> {
+    pub fn number(&self, name: &str, default: usize) -> anyhow::Result<usize> {
         let text = self.others.get(name);
         text.map_or(Ok(default), |text| text.parse().with_context(|| format!("--{name} needs a number")))
     }
 }
 
 /// Runs a benchmark in a private world, on a bed of its own.
-pub(crate) fn main(
+pub fn main(
     name: &str,
     rounds: usize,
     known: &[(&str, &str)],
@@ -82,16 +81,16 @@ pub(crate) fn main(
 
 /// Samples of one quantity.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Samples(Vec<f64>);
+pub struct Samples(Vec<f64>);
 
 impl Samples {
     /// One more.
-    pub(crate) fn push(&mut self, value: f64) {
+    pub fn push(&mut self, value: f64) {
         self.0.push(value);
     }
 
     /// How many.
-    pub(crate) fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.len()
     }
 
@@ -102,7 +101,7 @@ impl Samples {
     }
 
     /// The value below which `share` of the samples lie, by nearest rank.
-    pub(crate) fn quantile(&self, share: f64) -> f64 {
+    pub fn quantile(&self, share: f64) -> f64 {
         let sorted = self.sorted();
         #[expect(
             clippy::cast_precision_loss,
@@ -115,7 +114,7 @@ impl Samples {
     }
 
     /// The middle one, or the mean of the middle two.
-    pub(crate) fn median(&self) -> f64 {
+    pub fn median(&self) -> f64 {
         let sorted = self.sorted();
         match sorted.len() {
             0 => f64::NAN,
@@ -125,14 +124,14 @@ impl Samples {
     }
 
     /// How many are above `limit`.
-    pub(crate) fn above(&self, limit: f64) -> usize {
+    pub fn above(&self, limit: f64) -> usize {
         self.0.iter().filter(|value| **value > limit).count()
     }
 
     /// As data.
-    pub(crate) fn json(&self, unit: &str) -> Value {
+    pub fn json(&self, unit: &str) -> Value {
         json!({
-            "unit": unit, "n": self.len(), "median": round(self.median()), "p99": round(self.quantile(0.99)),
+            "unit": unit, "n": self.count(), "median": round(self.median()), "p99": round(self.quantile(0.99)),
             "min": round(self.quantile(0.0)), "max": round(self.quantile(1.0)),
             "samples": self.0.iter().map(|value| round(*value)).collect::<Vec<_>>(),
         })
@@ -144,7 +143,7 @@ fn round(value: f64) -> f64 {
 }
 
 /// Three digits that mean something.
-pub(crate) fn figure(value: f64) -> String {
+pub fn figure(value: f64) -> String {
     if !value.is_finite() {
         "-".to_owned()
     } else if value.abs() >= 100.0 {
@@ -158,21 +157,21 @@ pub(crate) fn figure(value: f64) -> String {
 
 /// Rows of text, aligned, in Markdown.
 #[derive(Debug, Default)]
-pub(crate) struct Table(Vec<Vec<String>>);
+pub struct Table(Vec<Vec<String>>);
 
 impl Table {
     /// A table with these columns.
-    pub(crate) fn new(columns: &[&str]) -> Self {
+    pub fn new(columns: &[&str]) -> Self {
         Self(vec![columns.iter().map(|&column| column.to_owned()).collect()])
     }
 
     /// One more row.
-    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.0.push(cells.into_iter().collect());
     }
 
     /// To standard output.
-    pub(crate) fn print(&self, title: &str) {
+    pub fn print(&self, title: &str) {
         let columns = self.0.iter().map(Vec::len).max().unwrap_or(0);
         let width = |at: usize| self.0.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max();
         let widths: Vec<_> = (0..columns).map(|at| width(at).unwrap_or(0).max(3)).collect();
@@ -198,7 +197,7 @@ impl Table {
 }
 
 /// What the machine is, for whoever reads the figures.
-pub(crate) fn machine() -> Value {
+pub fn machine() -> Value {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpu = read("/proc/cpuinfo");
     let model =
@@ -208,22 +207,22 @@ pub(crate) fn machine() -> Value {
 }
 
 /// The same on one line.
-pub(crate) fn machine_line(machine: &Value) -> String {
+pub fn machine_line(machine: &Value) -> String {
     let text = |name: &str| machine[name].as_str().unwrap_or("").to_owned();
     format!("Linux {}, {} x {}, load {}", text("kernel"), machine["cpus"], text("cpu"), text("load"))
 }
 
 /// A process as `/proc` shows it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Process {
+pub struct Process {
     /// Its id in this world.
-    pub(crate) pid: u32,
+    pub pid: u32,
     /// Its parent's.
-    pub(crate) parent: u32,
+    pub parent: u32,
     /// `R`, `S`, `Z`, ...
-    pub(crate) state: char,
+    pub state: char,
     /// User and system time, with that of children that have ended, in ticks of 10 ms.
-    pub(crate) ticks: u64,
+    pub ticks: u64,
 }
 
 impl Process {
@@ -237,7 +236,7 @@ impl Process {
     }
 
     /// A process and all its descendants; the first is `root` itself.
-    pub(crate) fn tree(root: u32) -> anyhow::Result<Vec<Self>> {
+    pub fn tree(root: u32) -> anyhow::Result<Vec<Self>> {
         let pids = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let all: Vec<Self> = pids.filter_map(Self::read).collect();
         let mut tree: Vec<Self> = all.iter().filter(|one| one.pid == root).cloned().collect();
@@ -251,13 +250,13 @@ impl Process {
 }
 
 /// A line `NAME: N kB` of a file in `/proc/PID`.
-pub(crate) fn kilobytes(pid: u32, file: &str, name: &str) -> u64 {
+pub fn kilobytes(pid: u32, file: &str, name: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
 /// Entries of a folder; 0 if it is not there.
-pub(crate) fn entries(folder: &Path) -> usize {
+pub fn entries(folder: &Path) -> usize {
     fs::read_dir(folder).map_or(0, Iterator::count)
 }

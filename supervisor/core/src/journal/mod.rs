@@ -1,17 +1,21 @@
 //! The journal's slot: the few facts that decide what boots, and their exact bytes.
 //!
 //! In: [`Slot`] values, or 8192 bytes read from disk. Out: 4096 bytes for one of two places, or the newest valid slot.
-//! Must not: do I/O; `supervisor/src/store/journal.rs` writes in place and syncs.
+//! Must not: do I/O; `file` has the order of writes and syncs, over a file that the caller brings.
 //!
 //! Layout of a slot, little endian: magic `MOLTJRNL` (8), format version (u32), feature flags (u32), sequence (u64),
 //! payload length (u32), CRC-32C over the whole slot with this field zero (u32), JSON payload, zero padding. Slot
 //! `sequence % 2` is written, so the other one always holds the state before.
 
+mod file;
+
 use serde::{Deserialize, Serialize};
 
+pub use self::file::{Journal, JournalError, Medium, Opened, Recovered, Shelved, recover};
 use crate::{
     code::Code,
     ids::{Digest, Generation, UpdateId},
+    wire::Outcome,
 };
 
 /// Bytes of one slot.
@@ -51,8 +55,30 @@ pub struct Slot {
     pub spec_image: Option<Digest>,
     /// Digest of the spec's policy text last acted on.
     pub spec_policy: Option<Digest>,
-    /// Starts of PID 1 since the confirmed generation last ran for its monitor window.
+    /// Starts of PID 1 in a row that were not stopped from outside and did not become healthy, this one included.
     pub starts: u32,
+    /// `/proc/sys/kernel/random/boot_id` at the first of them: another kernel begins another count.
+    #[serde(default)]
+    pub starts_boot_id: String,
+    /// CLOCK_BOOTTIME at the first of them, milliseconds.
+    #[serde(default)]
+    pub starts_since_ms: u64,
+    /// How the last attempt that reached the slot ended. The history is written after the slot: where Molt died in
+    /// between, the next start completes it from here.
+    #[serde(default)]
+    pub verdict: Option<Verdict>,
+}
+
+/// How an attempt ended, written in one with what it changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Verdict {
+    /// Which.
+    pub update: UpdateId,
+    /// `update`, `rollback` or `boot`, as in the history.
+    pub kind: String,
+    /// `Confirmed`, or `RolledBack`.
+    pub outcome: Outcome,
 }
 
 /// An unproven generation.
@@ -69,6 +95,13 @@ pub struct Trial {
     pub boot_id: String,
     /// Molt was asked to stop while it ran: the stop says nothing about the generation.
     pub clean_stop: bool,
+    /// Its program was seen to run and nothing else is why it ends: if Molt dies now, that counts against the image.
+    #[serde(default = "yes")]
+    pub suspect: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A digest that failed.
@@ -111,8 +144,10 @@ pub enum SlotError {
 /// A journal that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Read {
-    /// The newest valid slot.
-    pub slot: Slot,
+    /// The newest valid slot; `None` where a newer Molt wrote what this one cannot make out.
+    pub slot: Option<Slot>,
+    /// Its sequence.
+    pub sequence: u64,
     /// Set when it was written by a newer Molt, which forbids writing.
     pub newer: Option<SlotError>,
     /// How many of the two places were valid.
@@ -127,7 +162,7 @@ impl Slot {
 
     /// Byte offset this slot is written at.
     pub fn offset(&self) -> u64 {
-        (self.sequence % 2) * SLOT_BYTES as u64
+        file::offset(self.sequence)
     }
 
     /// Whether `digest` under `policy` is remembered as bad.
@@ -171,7 +206,22 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes)
 }
 
-fn decode(bytes: &[u8]) -> Option<(Slot, u32, u32)> {
+/// A place whose checksum is right.
+struct Place {
+    sequence: u64,
+    format: u32,
+    features: u32,
+    slot: Option<Slot>,
+}
+
+impl Place {
+    fn newer(&self) -> Option<SlotError> {
+        let (format, features) = (self.format, self.features);
+        (format > FORMAT || features & !FEATURES != 0).then_some(SlotError::Newer { format, features })
+    }
+}
+
+fn decode(bytes: &[u8]) -> Option<Place> {
     if bytes.get(..8)? != MAGIC {
         return None;
     }
@@ -183,19 +233,20 @@ fn decode(bytes: &[u8]) -> Option<(Slot, u32, u32)> {
     if crc32c::crc32c(&checked) != crc {
         return None;
     }
-    let payload = bytes.get(HEADER..HEADER.checked_add(usize::try_from(length).ok()?)?)?;
-    let slot: Slot = serde_json::from_slice(payload).ok()?;
-    Some((Slot { sequence, ..slot }, format, features))
+    let end = HEADER.checked_add(usize::try_from(length).ok()?);
+    let payload = end.and_then(|end| bytes.get(HEADER..end));
+    let slot = payload.and_then(|payload| serde_json::from_slice(payload).ok()).map(|slot| Slot { sequence, ..slot });
+    let place = Place { sequence, format, features, slot };
+    // Of this format, it can be made out or it is damaged; of a newer one, it is only not understood.
+    (place.slot.is_some() || place.newer().is_some()).then_some(place)
 }
 
 /// Picks the newest valid slot of a journal file.
 pub fn read(file: &[u8]) -> Result<Read, SlotError> {
-    let slots: Vec<_> = file.chunks_exact(SLOT_BYTES).take(2).filter_map(decode).collect();
-    let valid = slots.len();
-    let (slot, format, features) =
-        slots.into_iter().max_by_key(|(slot, ..)| slot.sequence).ok_or(SlotError::NoneValid)?;
-    let newer = (format > FORMAT || features & !FEATURES != 0).then_some(SlotError::Newer { format, features });
-    Ok(Read { slot, newer, valid })
+    let places: Vec<_> = file.chunks_exact(SLOT_BYTES).take(2).filter_map(decode).collect();
+    let valid = places.len();
+    let newest = places.into_iter().max_by_key(|place| place.sequence).ok_or(SlotError::NoneValid)?;
+    Ok(Read { newer: newest.newer(), sequence: newest.sequence, slot: newest.slot, valid })
 }
 
 #[cfg(test)]
@@ -218,7 +269,7 @@ mod tests {
     #[test]
     fn the_newest_valid_slot_wins() {
         let read = read(&file(&[&slot(4), &slot(5)])).unwrap();
-        assert_eq!((read.slot.sequence, read.valid, read.newer), (5, 2, None));
+        assert_eq!((read.sequence, read.valid, read.newer), (5, 2, None));
     }
 
     #[test]
@@ -227,7 +278,7 @@ mod tests {
         for torn in SLOT_BYTES..SLOT_BYTES + 400 {
             let mut file = whole.clone();
             file[torn] ^= 0x40;
-            assert_eq!(read(&file).unwrap().slot.sequence, 4, "flip at {torn}");
+            assert_eq!(read(&file).unwrap().sequence, 4, "flip at {torn}");
         }
     }
 
@@ -246,7 +297,7 @@ mod tests {
         let crc = crc32c::crc32c(&bytes).to_le_bytes();
         bytes[28..32].copy_from_slice(&crc);
         let read = read(&bytes).unwrap();
-        assert_eq!(read.slot.confirmed, Some(Generation(7)));
+        assert_eq!(read.slot.unwrap().confirmed, Some(Generation(7)));
         assert!(matches!(read.newer, Some(SlotError::Newer { format: 9, .. })));
     }
 
@@ -259,7 +310,10 @@ mod tests {
             rollback: true,
             boot_id: "x".repeat(36),
             clean_stop: true,
+            suspect: false,
         });
+        slot.starts_boot_id = "x".repeat(36);
+        slot.starts_since_ms = u64::MAX;
         slot.spec_image = Some(Digest::from_bytes([255; 32]));
         slot.spec_policy = slot.spec_image;
         for number in 0..40u8 {
@@ -273,6 +327,6 @@ mod tests {
         }
         assert_eq!(slot.bad.len(), MAX_BAD);
         let bytes = slot.encode().expect("must fit");
-        assert_eq!(read(&bytes).unwrap().slot, slot);
+        assert_eq!(read(&bytes).unwrap().slot, Some(slot));
     }
 }

@@ -1,0 +1,285 @@
+//! Layers are unpacked in a process of their own: Molt's own file once more, confined before it reads the first byte.
+//!
+//! In: the packed bytes of a layer as they arrive, its folder. Out: the folder filled, and what is left to do. PID 1 hashes
+//! what it passes on, so that a broken download is told from a bad layer; what came out of the bytes is the unpacker's
+//! word. Must not: unpack here; go on with an unpacker that is not confined.
+//!
+//! One process a layer, and another, with a capability more and nothing to decode, for the few layers that hide folders of
+//! those below or ask something of them.
+
+mod child;
+mod process;
+mod walls;
+pub(crate) mod wire;
+
+use std::{
+    ffi::{CStr, CString},
+    fmt,
+    io::{self, BufRead},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    sync::Mutex,
+};
+
+use molt_core::ids::DiffId;
+use rustix::{
+    fs::{CWD, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, openat, seek},
+    io::Errno,
+    pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
+    process::Pid,
+};
+
+pub(crate) use self::process::Switch;
+pub use self::{child::run, walls::prisoner};
+use self::{
+    process::{Process, Task, Woken},
+    wire::{Job, Rest, Said},
+};
+use crate::{
+    config::Limits,
+    error::{Error, Result},
+    layer::{
+        packed::{Hashed, Promise},
+        tree::XattrNamespace,
+    },
+    store::Staged,
+};
+
+/// The word after the program's name that makes `main` call [`run`].
+pub const ENTRY: &CStr = c"--unpack-layer";
+/// The descriptor on which the unpacker finds its socket; below it is `/dev/null`, three times.
+const CONTROL: i32 = 3;
+/// What the pipe holds, if the system's limits allow.
+const PIPE: usize = 1 << 20;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// With this status.
+    Exit(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+/// Asks how a child ended that somebody else has reaped.
+type Reaped = Box<dyn Fn(Pid) -> Option<Ended> + Send + Sync>;
+
+/// Starts unpackers.
+pub struct Unpacker {
+    /// The file that `path` names; held, so that it stays what it is.
+    _program: OwnedFd,
+    path: CString,
+    null: OwnedFd,
+    reaped: Reaped,
+    missing: Mutex<Vec<String>>,
+}
+
+impl fmt::Debug for Unpacker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unpacker").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// What is left to do for a layer, where an unpacker has done its part.
+#[derive(Debug)]
+pub(crate) struct Left {
+    rest: Rest,
+    asks: OwnedFd,
+}
+
+impl Left {
+    /// Whether the layer is the same whatever it lies on.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.rest != Rest::Parents
+    }
+}
+
+/// A layer that is unpacked, and where.
+#[derive(Debug)]
+pub(crate) struct Unpacked {
+    pub(crate) staged: Staged,
+    pub(crate) left: Left,
+}
+
+impl Unpacker {
+    /// Unpackers are started from `program`, a file whose `main` calls [`run`] when its first argument is [`ENTRY`].
+    /// `reaped` says how a child ended that was reaped by somebody else than the one who started it; PID 1 reaps all.
+    pub fn new(program: BorrowedFd<'_>, reaped: impl Fn(Pid) -> Option<Ended> + Send + Sync + 'static) -> Result<Self> {
+        let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| Error::Settings { what: "/dev/null".to_owned(), why: error.to_string() })?;
+        // Out of the way of the descriptors that an unpacker is given: the path is looked up after they are in place.
+        let program = rustix::io::fcntl_dupfd_cloexec(program, CONTROL + 1)
+            .map_err(|error| Error::Settings { what: "Molt's own file".to_owned(), why: error.to_string() })?;
+        let path = CString::new(format!("/proc/self/fd/{}", program.as_raw_fd())).unwrap_or_default();
+        Ok(Self { _program: program, path, null, reaped: Box::new(reaped), missing: Mutex::default() })
+    }
+
+    /// Builds the walls around an unpacker that does nothing, with `folder` as its own, and says which could not be had.
+    pub fn check(&self, folder: BorrowedFd<'_>) -> Result<Vec<String>> {
+        let task = Task {
+            layer: DiffId(crate::layer::decode::digest_of(b"")),
+            job: Job::Check,
+            xattrs: XattrNamespace::User,
+            limits: &Limits::default(),
+            fds: &[folder],
+            lowers: &[],
+        };
+        let switch = Switch::default();
+        let (process, missing) = Process::start(self, &switch, &task)?;
+        process.verdict().map(|_| missing)
+    }
+
+    /// Walls that unpackers could not build so far, in words; none is told twice.
+    pub fn degraded(&self) -> Vec<String> {
+        self.missing.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, missing: Vec<String>) {
+        let mut known = self.missing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for wall in missing {
+            if !known.contains(&wall) {
+                known.push(wall);
+            }
+        }
+    }
+
+    fn start<'a>(&'a self, switch: &'a Switch, task: &Task<'_>) -> Result<Process<'a>> {
+        let (process, missing) = Process::start(self, switch, task)?;
+        self.note(missing);
+        Ok(process)
+    }
+
+    /// Unpacks `source` into `staged`, checks that it was what `promise` says, and marks the folders that hide, unless the
+    /// layers below have to be asked first.
+    pub(crate) fn unpack(
+        &self,
+        source: impl BufRead,
+        staged: Staged,
+        promise: Promise,
+        limits: &Limits,
+        switch: &Switch,
+    ) -> Result<Unpacked> {
+        let asks = asks_file(limits)?;
+        let mut source = Hashed::new(source);
+        let said = self.feed(&mut source, &staged, promise, limits, switch, &asks);
+        let said = said.map(|(plain, rest)| (plain, Left { rest, asks }));
+        let left = promise.judge(source, said)?;
+        if left.rest == Rest::Marks {
+            self.after(&staged, promise.diff_id, &left, Job::Mark, &[], limits, switch)?;
+        }
+        Ok(Unpacked { staged, left })
+    }
+
+    fn feed(
+        &self,
+        source: &mut impl BufRead,
+        staged: &Staged,
+        promise: Promise,
+        limits: &Limits,
+        switch: &Switch,
+        asks: &OwnedFd,
+    ) -> Result<(DiffId, Rest)> {
+        let Promise { packing, diff_id: layer, .. } = promise;
+        let internal = |errno: Errno| Error::Unpacker { layer, why: format!("no pipe for its unpacker: {errno}") };
+        let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC).map_err(internal)?;
+        rustix::io::ioctl_fionbio(&ours, true).map_err(internal)?;
+        // A smaller pipe is slower and nothing else.
+        let _ = fcntl_setpipe_size(&ours, PIPE);
+        let folder = staged.folder()?;
+        let task = Task {
+            layer,
+            job: Job::Unpack(packing),
+            xattrs: staged.xattrs(),
+            limits,
+            fds: &[folder.as_fd(), theirs.as_fd(), asks.as_fd()],
+            lowers: &[],
+        };
+        let process = self.start(switch, &task)?;
+        drop((theirs, folder));
+        pour(source, &ours, &process, limits)?;
+        drop(ours);
+        match process.verdict()? {
+            Said::Unpacked { plain, rest } => Ok((plain, rest)),
+            _ => Err(Error::Unpacker { layer, why: "its unpacker gave another verdict than asked for".to_owned() }),
+        }
+    }
+
+    /// Does what an unpacked layer still asks for, on top of `lowers`, nearest first.
+    pub(crate) fn settle(
+        &self,
+        layer: DiffId,
+        unpacked: &Unpacked,
+        lowers: &[OwnedFd],
+        limits: &Limits,
+        switch: &Switch,
+    ) -> Result<()> {
+        let job = Job::Settle { lowers: lowers.len() };
+        self.after(&unpacked.staged, layer, &unpacked.left, job, lowers, limits, switch)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a job, what it works on, and who may end it")]
+    fn after(
+        &self,
+        staged: &Staged,
+        layer: DiffId,
+        left: &Left,
+        job: Job,
+        lowers: &[OwnedFd],
+        limits: &Limits,
+        switch: &Switch,
+    ) -> Result<()> {
+        seek(&left.asks, SeekFrom::Start(0)).map_err(|error| Error::store("read what a layer asks", error))?;
+        let folder = staged.folder()?;
+        let fds = &[folder.as_fd(), left.asks.as_fd()];
+        let process = self.start(switch, &Task { layer, job, xattrs: staged.xattrs(), limits, fds, lowers })?;
+        match process.verdict()? {
+            Said::Settled => Ok(()),
+            _ => Err(Error::Unpacker { layer, why: "its unpacker gave another verdict than asked for".to_owned() }),
+        }
+    }
+}
+
+/// Passes the bytes of `source` on until it ends, or the unpacker wants no more. The pipe is closed by who made it.
+fn pour(source: &mut impl BufRead, pipe: &OwnedFd, process: &Process<'_>, limits: &Limits) -> Result<()> {
+    loop {
+        let piece = match source.fill_buf() {
+            Ok(piece) => piece,
+            // While nothing came the unpacker ended, or its end was seen before what it said was read.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                if process.watch(Some(pipe), limits.unpack_stall)? == Woken::Said {
+                    return Ok(());
+                }
+                continue;
+            }
+            Err(error) => return Err(crate::layer::decode::stream_error("read it", error)),
+        };
+        if piece.is_empty() {
+            return Ok(());
+        }
+        match rustix::io::write(pipe, piece) {
+            Ok(count) => source.consume(count),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                if process.watch(Some(pipe), limits.unpack_stall)? == Woken::Said {
+                    return Ok(());
+                }
+            }
+            Err(Errno::PIPE) => return Ok(()),
+            Err(errno) => return Err(process.lost(errno)),
+        }
+    }
+}
+
+/// A file in memory for what a layer asks of those below: an unpacker writes it, another reads it. It never grows.
+fn asks_file(limits: &Limits) -> Result<OwnedFd> {
+    let failed = |error: Errno| Error::store("keep what a layer asks of those below", error);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = match memfd_create("molt-asks", flags | MemfdFlags::NOEXEC_SEAL) {
+        // Before Linux 6.3.
+        Err(Errno::INVAL) => memfd_create("molt-asks", flags),
+        result => result,
+    }
+    .map_err(failed)?;
+    ftruncate(&file, limits.deferred_bytes as u64 + (64 << 10)).map_err(failed)?;
+    fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL).map_err(failed)?;
+    Ok(file)
+}

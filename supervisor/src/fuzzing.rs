@@ -1,0 +1,115 @@
+//! What reads bytes from outside, reachable for `tests/fuzz`; only with the feature `fuzzing`, which no shipped build has.
+//!
+//! In: bytes. Out: what was made of them, as plain data. Must not: run, open or change anything.
+
+use std::time::Duration;
+
+use molt_core::{
+    code::Code,
+    spec::{Principal, UserRef},
+    wire::Problem,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::mpsc,
+};
+
+use crate::{
+    api::{fake, frame, serve_one},
+    command::{Command, Handle},
+    rootfs::users,
+    timer::Instant,
+    workload::notify::{self, Said},
+};
+
+/// Longest answer that is read.
+const ANSWER: u64 = 4 << 20;
+/// Streams never end by themselves.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Sends `request` to the operator socket's server as the operator, and gives its answer. Wants a runtime whose clock is
+/// paused. The dispatcher behind it is the tests' own and runs nothing.
+pub async fn request(request: &[u8]) -> Vec<u8> {
+    let (client, server) = tokio::io::duplex(64 << 10);
+    let serving = tokio::spawn(serve_one(dispatcher(), server));
+    let (from, mut to) = tokio::io::split(client);
+    let mut answer = Vec::new();
+    let mut from = from.take(ANSWER);
+    let talk = async {
+        let send = async {
+            // A server that has heard enough closes early.
+            let _ = to.write_all(request).await;
+            let _ = to.shutdown().await;
+        };
+        tokio::join!(send, from.read_to_end(&mut answer)).1
+    };
+    let _ = tokio::time::timeout(PATIENCE, talk).await;
+    serving.abort();
+    // A panic of the server is a panic here.
+    if let Err(error) = serving.await
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
+    }
+    answer
+}
+
+fn dispatcher() -> Handle {
+    let fake = fake::start();
+    let (commands, mut queue) = mpsc::channel(16);
+    let inner = fake.commands.clone();
+    tokio::spawn(async move {
+        while let Some(command) = queue.recv().await {
+            match command {
+                Command::Exec { reply, .. } => {
+                    let _ = reply.send(Err(Problem::new(Code::Unsupported, "nothing is run here")));
+                }
+                command => {
+                    let _ = inner.send(command).await;
+                }
+            }
+        }
+    });
+    Handle { commands, ..fake }
+}
+
+/// Reads frames of an exec stream; each read one is written again. Gives the bytes written.
+pub async fn frames(bytes: &[u8]) -> Vec<u8> {
+    let mut from = bytes;
+    let mut again = Vec::new();
+    while let Ok(Some(frame)) = frame::read(&mut from).await {
+        let _ = (frame::number(&frame.data), frame::window(&frame.data));
+        again.extend_from_slice(&frame::encode(frame.kind, &frame.data));
+    }
+    again
+}
+
+/// Who a workload is.
+#[derive(Debug)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Further groups.
+    pub groups: Vec<u32>,
+    /// Home folder.
+    pub home: String,
+}
+
+/// Looks a user up in the text of an image's passwd and group.
+pub fn user(passwd: &str, group: &str, wanted: Option<&UserRef>, of: Option<&Principal>) -> Result<User, String> {
+    match users::find(passwd, group, wanted, of) {
+        Ok(user) => Ok(User { uid: user.uid, gid: user.gid, groups: user.groups, home: user.home }),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Takes notify datagrams. Gives the status text and how much more time was asked for in all.
+pub fn notify<'a>(datagrams: impl Iterator<Item = &'a str>) -> (Option<String>, Duration) {
+    let (mut said, now) = (Said::default(), Instant::now());
+    for datagram in datagrams {
+        notify::take(&mut said, datagram, now);
+    }
+    (said.status, said.extended_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now)))
+}

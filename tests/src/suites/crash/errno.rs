@@ -1,0 +1,159 @@
+//! An error of any call that can have one: the change is made, taken back, or fails with the old one serving, in time; and
+//! the next start finds all as promised.
+//!
+//! In: each [`Change`]; the calls a dry run counts; [`ERRNOS`]. One error in the life of a sandbox. Out: a count of faults
+//! by how they ended. With `--long` all, else a share, drawn by `MOLT_TESTS_SEED`. Must not: count an error that was not
+//! met.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use nix::errno::Errno;
+
+use super::ground::Ground;
+use super::run::{Acted, Ending, Run};
+use super::scene::{Change, Scene};
+use super::sweep::{Extent, Scenes, sweep, tell};
+use crate::harness::bed::Bed;
+use crate::harness::cases::{Case, case};
+use crate::harness::chance::Chance;
+use crate::harness::tracer::wire::{Blow, Made, Strike, Which};
+
+/// The tests of this suite.
+pub(in super::super) const CASES: &[Case] = &[
+    case("errno::a_share_of_all_errors_ends_in_time_with_something_proven", share),
+    case("errno::a_failed_sync_ends_the_attempt", syncs),
+    case("errno::every_error_ends_in_time_with_something_proven", every).long(),
+];
+
+/// What a disk, a quota, a limit, memory, a security module or a signal may answer with.
+const ERRNOS: [Errno; 12] = [
+    Errno::EIO,
+    Errno::ENOSPC,
+    Errno::EDQUOT,
+    Errno::EMFILE,
+    Errno::ENFILE,
+    Errno::ENOMEM,
+    Errno::EPERM,
+    Errno::EACCES,
+    Errno::EROFS,
+    Errno::EINTR,
+    Errno::EAGAIN,
+    Errno::EINVAL,
+];
+/// How long the shares may take, with what prepares them.
+const BUDGET: Duration = Duration::from_secs(18);
+
+/// A point: what fails, at which call, with what.
+type Point = (Change, u64, Errno);
+
+/// How a fault ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Met {
+    Not,
+    With(Change, Ending),
+}
+
+/// What a change does when nothing fails.
+fn calls(bed: &Bed, change: Change) -> anyhow::Result<Vec<Made>> {
+    let calls = Scene::prepare(bed, change, Ground::Memory)?.dry(Which::Failing)?;
+    tell(change, &calls);
+    Ok(calls)
+}
+
+fn points(change: Change, calls: &[Made]) -> Vec<Point> {
+    (1..=calls.len() as u64).flat_map(|at| ERRNOS.map(|errno| (change, at, errno))).collect()
+}
+
+fn strike(scenes: &mut Scenes<'_>, &(change, at, errno): &Point) -> anyhow::Result<Met> {
+    let scene = scenes.get(change, Ground::Memory)?;
+    let mut run = Run::begin(scene)?;
+    let strike = Strike { at, blow: Blow::Fail(errno as i32) };
+    let acted = run.act(Which::Failing, Some(strike)).with_context(|| run.log())?;
+    let Some(struck) = acted.counted.struck.clone() else {
+        run.end()?;
+        return Ok(Met::Not);
+    };
+    let name = format!("{} {}", struck.call, struck.file);
+    let ending = run.stands(&acted).with_context(|| format!("{name}\n{}", run.log()))?;
+    honest(change, at, errno, &acted, ending).with_context(|| format!("{name}\n{}", run.log()))?;
+    if acted.ended.is_none() {
+        run.end()?;
+    }
+    run.verify().with_context(|| format!("{name}, {ending:?}, and started again\n{}", run.log()))?;
+    Ok(Met::With(change, ending))
+}
+
+/// A sync that failed has lost what was written, and the next one of the same file says nothing of that: it is not asked
+/// again before the file was written again, and nothing that needed it is done.
+fn honest(change: Change, at: u64, errno: Errno, acted: &Acted, ending: Ending) -> anyhow::Result<()> {
+    let at = usize::try_from(at)? - 1;
+    let calls = &acted.counted.calls;
+    let struck = calls.get(at).context("it was counted")?;
+    // After a signal nothing is lost, and the library asks again by itself.
+    if !is_sync(struck) || errno == Errno::EINTR {
+        return Ok(());
+    }
+    let mut written = false;
+    for later in calls.iter().skip(at + 1).filter(|later| later.file == struck.file) {
+        written |= later.call.contains("write");
+        ensure!(written || !is_sync(later) || is_folder(struck), "asked again, without a write: {later:?}");
+    }
+    // Until the confirmation is in the journal: what is done later tidies up.
+    let is_slot = |made: &Made| is_sync(made) && made.file.ends_with("/journal");
+    let confirmed = calls.iter().rposition(is_slot);
+    let needed = change == Change::Update && confirmed.is_some_and(|confirmed| at <= confirmed);
+    if !needed || ending != Ending::Committed {
+        return Ok(());
+    }
+    // The one way on: the whole slot anew, before the old workload is told anything.
+    ensure!(is_slot(struck), "it was confirmed all the same");
+    let mut until = calls.iter().skip(at + 1).take_while(|made| !is_slot(made));
+    let signal = until.find(|made| made.call == "supervisor pidfd_send_signal" || made.call == "supervisor kill");
+    ensure!(signal.is_none(), "a signal before the slot was durable: {signal:?}");
+    ensure!(calls.iter().skip(at + 1).any(is_slot), "confirmed, and never synced");
+    Ok(())
+}
+
+fn is_sync(made: &Made) -> bool {
+    ["fsync", "fdatasync", "syncfs"].iter().any(|name| made.call.split(' ').nth(1) == Some(name))
+}
+
+/// A folder is written by other calls than those on its descriptor.
+fn is_folder(made: &Made) -> bool {
+    let name = made.file.rsplit('/').next().unwrap_or_default();
+    name != "journal" && !name.contains('.')
+}
+
+fn share(bed: &Bed) -> anyhow::Result<()> {
+    let extent = Extent::share(BUDGET);
+    let mut chance = Chance::new()?;
+    let change = Change::ALL[chance.below(Change::ALL.len())];
+    let points = chance.shuffled(points(change, &calls(bed, change)?));
+    let what = format!("errno sweep ({change:?}, MOLT_TESTS_SEED={})", chance.seed());
+    sweep(bed, &what, points, extent, strike).with_context(|| what.clone())
+}
+
+fn syncs(bed: &Bed) -> anyhow::Result<()> {
+    let extent = Extent::share(BUDGET);
+    let calls = calls(bed, Change::Update)?;
+    let of = |(at, _): (usize, &Made)| (Change::Update, at as u64 + 1, Errno::EIO);
+    let points: Vec<Point> = calls.iter().enumerate().filter(|(_, made)| is_sync(made)).map(of).collect();
+    ensure!(points.len() > 8, "an update has {} syncs: the tracer is blind", points.len());
+    let mut chance = Chance::new()?;
+    let points = chance.shuffled(points);
+    let what = format!("failed syncs (MOLT_TESTS_SEED={})", chance.seed());
+    sweep(bed, &what, points, extent, strike).with_context(|| what.clone())
+}
+
+fn every(bed: &Bed) -> anyhow::Result<()> {
+    let mut chance = Chance::new()?;
+    let mut all = Vec::new();
+    for change in Change::ALL {
+        all.extend(points(change, &calls(bed, change)?));
+    }
+    // Shuffled, so that a part of it says something of the whole.
+    let all = chance.shuffled(all);
+    let what = format!("errno sweep (all, MOLT_TESTS_SEED={})", chance.seed());
+    sweep(bed, &what, all, Extent::All, strike).with_context(|| what.clone())
+}
