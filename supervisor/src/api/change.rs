@@ -4,6 +4,7 @@
 //! its form.
 
 use axum::{
+    Extension,
     extract::{Path, RawQuery, State},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
@@ -16,11 +17,12 @@ use molt_core::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::answer::{Input, Refused, json};
+use super::{
+    answer::{Input, Refused, json},
+    peer::Peer,
+};
 use crate::command::{Command, Handle, Reply};
 
-/// Who asks, for the audit: the socket takes nobody else.
-pub(super) const BY: &str = "uid 0 via operator socket";
 /// Longest reason, in characters.
 const REASON: usize = 512;
 /// How long a hold lasts where nothing was said: long enough for a look, short enough to be forgotten.
@@ -69,13 +71,14 @@ fn reason(text: Option<&String>) -> Result<(), Refused> {
 /// `POST /v1/updates`, `?dryRun=All` for the plan only.
 pub(super) async fn update(
     State(handle): State<Handle>,
+    Extension(peer): Extension<Peer>,
     RawQuery(query): RawQuery,
     Input(request): Input<UpdateRequest>,
 ) -> Answer {
     reason(request.reason.as_ref())?;
     match query.as_deref() {
         None | Some("") => {
-            let by = BY.to_owned();
+            let by = peer.by();
             ask(&handle, |reply| Command::Update { request, by, reply }).await.map(|done| accepted(&done))
         }
         Some("dryRun=All") => {
@@ -88,66 +91,82 @@ pub(super) async fn update(
 }
 
 /// `POST /v1/rollback`.
-pub(super) async fn rollback(State(handle): State<Handle>, Input(request): Input<RollbackRequest>) -> Answer {
+pub(super) async fn rollback(
+    State(handle): State<Handle>,
+    Extension(peer): Extension<Peer>,
+    Input(request): Input<RollbackRequest>,
+) -> Answer {
     reason(request.reason.as_ref())?;
-    let by = BY.to_owned();
+    let by = peer.by();
     ask(&handle, |reply| Command::Rollback { request, by, reply }).await.map(|done| accepted(&done))
 }
 
 /// `POST /v1/apply`.
-pub(super) async fn apply(State(handle): State<Handle>) -> Answer {
-    let by = BY.to_owned();
+pub(super) async fn apply(State(handle): State<Handle>, Extension(peer): Extension<Peer>) -> Answer {
+    let by = peer.by();
     ask(&handle, |reply| Command::Apply { by, reply }).await.map(|done| accepted(&done))
 }
 
 /// `POST /v1/confirm`.
-pub(super) async fn confirm(State(handle): State<Handle>) -> Answer {
-    let by = BY.to_owned();
+pub(super) async fn confirm(State(handle): State<Handle>, Extension(peer): Extension<Peer>) -> Answer {
+    let by = peer.by();
     ask(&handle, |reply| Command::Confirm { by, reply }).await.map(|done| accepted(&done))
 }
 
 /// `POST /v1/reject`.
-pub(super) async fn reject(State(handle): State<Handle>) -> Answer {
-    let by = BY.to_owned();
+pub(super) async fn reject(State(handle): State<Handle>, Extension(peer): Extension<Peer>) -> Answer {
+    let by = peer.by();
     ask(&handle, |reply| Command::Reject { by, reply }).await.map(|done| accepted(&done))
 }
 
 /// `POST /v1/updates/{id}/cancel`; `current` names the one under way.
-pub(super) async fn cancel(State(handle): State<Handle>, Path(id): Path<String>) -> Answer {
+pub(super) async fn cancel(
+    State(handle): State<Handle>,
+    Extension(peer): Extension<Peer>,
+    Path(id): Path<String>,
+) -> Answer {
     let id = match id.as_str() {
         "current" => None,
         id => Some(id.parse::<UpdateId>().map_err(|error| Refused::new(Code::Invalid, error.to_string()))?),
     };
-    let by = BY.to_owned();
+    let by = peer.by();
     ask(&handle, |reply| Command::Cancel { id, by, reply }).await.map(|done| accepted(&done))
 }
 
 /// `PUT /v1/hold`.
-pub(super) async fn hold(State(handle): State<Handle>, Input(request): Input<HoldRequest>) -> Answer {
+pub(super) async fn hold(
+    State(handle): State<Handle>,
+    Extension(peer): Extension<Peer>,
+    Input(request): Input<HoldRequest>,
+) -> Answer {
     reason(request.reason.as_ref())?;
     let ttl_ms = request.ttl_ms.unwrap_or(HOLD_MS);
     if ttl_ms == 0 {
         return Err(Refused::new(Code::Invalid, "a hold of no time holds nothing; DELETE /v1/hold ends one"));
     }
-    let (by, reason) = (BY.to_owned(), request.reason);
+    let (by, reason) = (peer.by(), request.reason);
     ask(&handle, |reply| Command::Hold { ttl_ms, reason, by, reply }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// `DELETE /v1/hold`.
-pub(super) async fn release(State(handle): State<Handle>) -> Answer {
-    let by = BY.to_owned();
+pub(super) async fn release(State(handle): State<Handle>, Extension(peer): Extension<Peer>) -> Answer {
+    let by = peer.by();
     ask(&handle, |reply| Command::Release { by, reply }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// `DELETE /v1/bad/{digest}`.
-pub(super) async fn forget(State(handle): State<Handle>, Path(digest): Path<String>) -> Answer {
+pub(super) async fn forget(
+    State(handle): State<Handle>,
+    Extension(peer): Extension<Peer>,
+    Path(digest): Path<String>,
+) -> Answer {
     let digest: Digest = digest.parse().map_err(|error| {
         let error: molt_core::ids::ParseError = error;
         Refused::new(Code::Invalid, error.to_string())
     })?;
-    let by = BY.to_owned();
+    let by = peer.by();
     ask(&handle, |reply| Command::ForgetBad { digest, by, reply }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -20,24 +20,28 @@ use super::answer::Refused;
 /// which anybody can be and which is therefore never this one.
 pub(super) const OPERATOR: u32 = 0;
 
-/// Who asks, for the audit.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Peer {
-    uid: u32,
-    /// `None` for a process outside of this PID namespace.
-    pid: Option<i32>,
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// Root of the sandbox, on the operator socket.
+    Operator {
+        /// As the kernel saw it when it connected.
+        uid: u32,
+        /// `None` for a process outside of this PID namespace.
+        pid: Option<i32>,
+    },
 }
 
 impl Peer {
     /// The operator, when nobody has asked the kernel.
     #[cfg(feature = "fuzzing")]
-    pub(super) const UNSEEN: Self = Self { uid: OPERATOR, pid: None };
+    pub(super) const UNSEEN: Self = Self::Operator { uid: OPERATOR, pid: None };
 
-    /// In words.
-    pub(super) fn by(self) -> String {
-        match self.pid {
-            Some(pid) => format!("uid {}, pid {pid} via operator socket", self.uid),
-            None => format!("uid {} via operator socket", self.uid),
+    /// In words, for the audit.
+    pub(super) fn by(&self) -> String {
+        match self {
+            Self::Operator { uid, pid: Some(pid) } => format!("uid {uid}, pid {pid} via operator socket"),
+            Self::Operator { uid, pid: None } => format!("uid {uid} via operator socket"),
         }
     }
 }
@@ -49,13 +53,13 @@ pub(super) fn admit(stream: &UnixStream, operator: u32) -> Result<Peer, Refused>
         return Err(refuse(format!("uid {} may not use this socket; only root of the sandbox may", peer.uid())));
     }
     // 0: from a PID namespace outside this one, which is no generation's.
-    let Some(pid @ 1..) = peer.pid() else { return Ok(Peer { uid: peer.uid(), pid: None }) };
+    let Some(pid @ 1..) = peer.pid() else { return Ok(Peer::Operator { uid: peer.uid(), pid: None }) };
     if is_foreign(pid) {
         return Err(refuse(
             "the peer is in another user namespace; only root of the sandbox may use this socket".into(),
         ));
     }
-    Ok(Peer { uid: peer.uid(), pid: Some(pid) })
+    Ok(Peer::Operator { uid: peer.uid(), pid: Some(pid) })
 }
 
 /// Whether a process of this PID namespace is in another user namespace, or in one that cannot be seen.
