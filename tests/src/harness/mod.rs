@@ -6,6 +6,7 @@ pub mod certificates;
 pub mod chance;
 pub mod client;
 pub mod disk;
+pub mod docs;
 pub mod faulty;
 pub mod fuse;
 pub mod http;

@@ -24,6 +24,7 @@ mod restart;
 mod runtimes;
 mod simulator;
 mod trees;
+mod triggers;
 mod unconfined;
 mod unpack;
 
@@ -63,6 +64,7 @@ pub fn all() -> Vec<Case> {
         trees::CASES,
         unconfined::CASES,
         unpack::CASES,
+        &triggers::cases(),
     ]
     .concat()
 }

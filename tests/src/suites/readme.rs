@@ -9,6 +9,7 @@ use anyhow::{Context as _, ensure};
 use crate::harness::{
     bed::Bed,
     cases::{Case, case},
+    docs,
 };
 
 /// The cases.
@@ -18,13 +19,9 @@ pub(super) const CASES: &[Case] = &[
     case("readme::the_demo_runs_for_an_ordinary_user", demo_for_a_user),
 ];
 
-fn blocks(text: &str) -> Vec<String> {
-    text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()).map(str::to_owned).collect()
-}
-
 fn every_sh_block_runs(_: &Bed) -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the project's folder")?;
-    let blocks = blocks(&std::fs::read_to_string(root.join("README.md"))?);
+    let blocks = docs::blocks(&std::fs::read_to_string(root.join("README.md"))?, "sh");
     ensure!(blocks.len() >= 2, "the README has only {} sh blocks", blocks.len());
     for block in blocks {
         let output = Command::new("bash")
