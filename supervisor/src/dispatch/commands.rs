@@ -11,13 +11,16 @@ use molt_core::{
     wire::{Accepted, Collected, PlanView, Problem, UpdateRequest},
 };
 
-use super::Dispatcher;
+use super::{Brought, Dispatcher, Tidy};
 use crate::{
     aside,
     command::Command,
     effects::{Fault, collect, confine, plan, resolve},
     timer::{self, Instant},
 };
+
+/// How long a clean-up that was asked for waits for its turn.
+const ALONE: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// Updates are held back until then.
 #[derive(Debug, Clone)]
@@ -151,10 +154,10 @@ impl Dispatcher {
     }
 
     fn collect_now(&mut self, reply: crate::command::Reply<Collected>) {
-        let Some(store) = self.context.store.clone() else {
+        if self.context.store.is_none() {
             drop(reply.send(Err(Problem::new(Code::StoreUnusable, "there is no usable store"))));
             return;
-        };
+        }
         if self.state.attempt.is_some() {
             drop(
                 reply.send(Err(Problem::new(
@@ -164,12 +167,23 @@ impl Dispatcher {
             );
             return;
         }
-        let Ok(alone) = Arc::clone(&self.context.tidy).try_write_owned() else {
-            drop(
-                reply
-                    .send(Err(Problem::new(Code::Busy, "layers are being fetched or cleaned up right now; try again"))),
-            );
-            return;
+        // What is fetched or cleaned up right now ends by itself.
+        let (tidy, brought) = (Arc::clone(&self.context.tidy), self.brought.clone());
+        drop(tokio::spawn(async move {
+            match timer::timeout(ALONE, tidy.write_owned()).await {
+                Ok(alone) => drop(brought.send(Brought::Alone(alone, reply))),
+                Err(_) => drop(reply.send(Err(Problem::new(
+                    Code::Busy,
+                    "layers are being fetched or cleaned up right now; try again",
+                )))),
+            }
+        }));
+    }
+
+    /// The clean-up that was asked for, now that nothing else is at the store.
+    pub(super) fn collect_alone(&mut self, alone: Tidy, reply: crate::command::Reply<Collected>) {
+        let Some(store) = self.context.store.clone().filter(|_| self.state.attempt.is_none()) else {
+            return self.collect_now(reply);
         };
         let (known, removed) = self.removable(None);
         self.take(Event::Collected { removed: removed.clone() });

@@ -43,6 +43,8 @@ pub(crate) enum Brought {
     Fetched(UpdateId, Result<(Vec<molt_core::generation::LayerName>, Untidy), Fault>),
     /// A run is at its gate, or not.
     Armed(molt_core::machine::Run, Result<Box<Live>, Fault>),
+    /// Nothing else is at the store: what was asked for can be cleaned up.
+    Alone(Tidy, crate::command::Reply<molt_core::wire::Collected>),
 }
 
 /// How long PID 1 waits for output that is still in its pipes when it exits.
@@ -50,6 +52,9 @@ const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// While it is held, nothing is cleaned up.
 pub(crate) type Untidy = tokio::sync::OwnedRwLockReadGuard<()>;
+
+/// While it is held, nothing is fetched.
+pub(crate) type Tidy = tokio::sync::OwnedRwLockWriteGuard<()>;
 
 /// What an attempt has gathered before its gate.
 #[derive(Debug, Default)]

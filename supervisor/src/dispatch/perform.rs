@@ -192,6 +192,7 @@ impl Dispatcher {
                 self.take(Event::Fetched { id });
             }
             Brought::Resolved(id, Err(fault)) | Brought::Fetched(id, Err(fault)) => self.take(failed(id, fault)),
+            Brought::Alone(alone, reply) => self.collect_alone(alone, reply),
             Brought::Armed(run, result) => {
                 self.arming.remove(&run.instance);
                 let result = match result {

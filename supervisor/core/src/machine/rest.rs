@@ -331,6 +331,7 @@ fn not_in_vain(state: &mut State, out: &mut Vec<Effect>) {
 
 fn leave_with(state: &mut State, status: i32, out: &mut Vec<Effect>) {
     out.push(Effect::Unprobe);
+    out.push(Effect::Unwait);
     if status == 0 {
         not_in_vain(state, out);
     }
