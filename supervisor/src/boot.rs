@@ -12,10 +12,11 @@ use std::{
 
 use molt_core::{
     generation::{Record, VERSION},
-    ids::{Generation, ImageRef},
+    ids::{Generation, ImageRef, UpdateId},
     journal::{self, Slot},
     machine::{Event, Found, Settings, State},
     spec::{self, Confirm, PolicySource, Spec},
+    wire::{UpdateView, What},
 };
 use molt_oci::unpacker::{Ended, Unpacker};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -26,7 +27,7 @@ use crate::{
     cli::InitArgs,
     dispatch::{Dispatcher, Facts, Inputs, Start, empty_view},
     effects::{Context, plan},
-    observe::{events::EventLog, output::OutputRing, standard},
+    observe::{events::EventLog, now::Now, output::OutputRing, standard},
     preflight::{self, Grade, IdMap},
     rootfs::{
         self, Parts, StateMount, carry,
@@ -37,6 +38,7 @@ use crate::{
         audit::Audit,
         history,
         journal::{File, Journal},
+        memory::Remembered,
     },
     triggers::signal::{Reaped, Signals, TAKEN},
     workload::shim::Shim,
@@ -142,7 +144,9 @@ async fn serve(
         .or_else(|error| refuse(125, format!("failed to watch signals: {error}")))?;
     let client = client(&spec, reaped.clone())?;
     let audit = store.as_deref().map(Audit::resume).unwrap_or_default();
-    let (events, output) = (EventLog::new(0), OutputRing::new());
+    let mut remembered = Remembered::open(store.as_deref());
+    let (events, past) = past(&mut slot, &known, store.as_deref(), &mut remembered, &spec, &policy);
+    let output = OutputRing::new();
     let run = socket.parent().map_or_else(|| PathBuf::from("/run/molt"), Path::to_path_buf);
     let context = Arc::new(Context {
         policy,
@@ -171,16 +175,6 @@ async fn serve(
         durable: store.is_some(),
         boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
     };
-    let mut past = store.as_ref().map(|store| history::tail(&store.dir, HISTORY)).unwrap_or_default();
-    if let (Some(store), Some(record)) = (&store, history::lost(&past, &slot, &known)) {
-        if let Err(error) = history::append(&store.dir, &record) {
-            tracing::warn!(%error, "failed to complete the history");
-        }
-        past.push(record);
-    }
-    let past = VecDeque::from(past);
-    let newest = past.iter().map(|view| view.id.0).max().unwrap_or(0);
-    slot.next_update = slot.next_update.max(newest + 1);
     if let Some(store) = store.clone() {
         // What an interrupted clean-up or pull left; nobody waits for it.
         aside::start("trash", move || {
@@ -195,7 +189,8 @@ async fn serve(
     let (answers, events_in) = mpsc::unbounded_channel();
     let (brought, brought_in) = mpsc::unbounded_channel();
     let (commands, commands_in) = mpsc::channel(16);
-    let handle = crate::command::Handle { commands, view, events, output, audit };
+    let now = Now::new();
+    let handle = crate::command::Handle { commands, view, now: now.clone(), events, output, audit };
     drop(tokio::spawn(async move { crate::api::serve(handle, listener).await }));
 
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %socket.display(), "molt starts");
@@ -207,12 +202,55 @@ async fn serve(
         brought,
         view: view_sender,
         history: past,
+        remembered,
+        now,
         facts,
     });
     let inputs = Inputs { events: events_in, brought: brought_in, commands: commands_in, signals };
     let status = dispatcher.run(Event::Boot(found), inputs).await;
     let _ = std::fs::remove_file(&socket);
     Ok(u8::try_from(status.clamp(0, 255)).unwrap_or(255))
+}
+
+/// What happened before this start: the history, completed by what Molt died over; the log of events, which goes on where
+/// the last start's ended. Numbers that were given out are not given out again.
+fn past(
+    slot: &mut Slot,
+    known: &BTreeMap<Generation, Record>,
+    store: Option<&Store>,
+    remembered: &mut Remembered,
+    spec: &Spec,
+    policy: &str,
+) -> (EventLog, VecDeque<UpdateView>) {
+    let mut past = store.map(|store| history::tail(&store.dir, HISTORY)).unwrap_or_default();
+    let told = past.iter().filter_map(|view| view.event).max().unwrap_or(0);
+    let events = EventLog::new(remembered.facts.events.max(told), &past);
+    let digest = plan::sha256(format!("{}\n{policy}", spec.to_document()).as_bytes());
+    if remembered.facts.spec.replace(digest) != Some(digest) {
+        remembered.facts.revision += 1;
+    }
+    let lost: Vec<UpdateView> = history::lost(&past, slot, known).into_iter().collect();
+    let seen: Vec<UpdateId> = past.iter().chain(&lost).map(|view| view.id).collect();
+    let interrupted = std::mem::take(&mut remembered.facts.under_way);
+    let newest = remembered.newest().max(interrupted.iter().map(|one| one.update.0).max().unwrap_or(0));
+    let resumed = slot.trial.as_ref().map(|trial| trial.update);
+    let interrupted = interrupted.iter().filter(|one| !seen.contains(&one.update) && resumed != Some(one.update));
+    let interrupted: Vec<UpdateView> = interrupted.map(|one| history::interrupted(one, slot)).collect();
+    // Before anybody hears of an event.
+    remembered.number(events.last());
+    for mut record in lost.into_iter().chain(interrupted) {
+        events.number(Some(record.id), |event| {
+            record.event = Some(event);
+            What::Outcome { result: Box::new(record.clone()) }
+        });
+        if let Some(Err(error)) = store.map(|store| history::append(&store.dir, &record)) {
+            tracing::warn!(%error, "failed to complete the history");
+        }
+        past.push(record);
+    }
+    let newest = past.iter().map(|view| view.id.0).max().unwrap_or(0).max(newest);
+    slot.next_update = slot.next_update.max(newest + 1);
+    (events, VecDeque::from(past))
 }
 
 /// The spec with the flags applied, and its policy as text.

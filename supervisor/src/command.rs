@@ -6,15 +6,17 @@
 use std::sync::Arc;
 
 use molt_core::{
-    ids::{Digest, UpdateId},
+    code::Code,
+    ids::{Digest, Generation, UpdateId},
     wire::{
-        Accepted, Collected, Document, GenerationView, PlanView, Problem, RollbackRequest, UpdateRequest, UpdateView,
+        Accepted, Collected, Difference, Document, GenerationView, HoldView, PlanView, Problem, RollbackRequest,
+        UpdateRequest, UpdateView,
     },
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    observe::{events::EventLog, output::OutputRing},
+    observe::{events::EventLog, now::Now, output::OutputRing},
     store::audit::Audit,
     workload::exec::ExecSession,
 };
@@ -43,15 +45,63 @@ pub(crate) enum Command {
     /// Give up an update that has not reached the gate.
     Cancel { id: Option<UpdateId>, by: By, reply: Reply<Accepted> },
     /// Hold updates back before the gate.
-    Hold { ttl_ms: u64, reason: Option<String>, by: By, reply: Reply<()> },
-    /// End the hold.
-    Release { by: By, reply: Reply<()> },
+    Hold { owner: String, ttl_ms: u64, reason: Option<String>, by: By, reply: Reply<HoldView> },
+    /// End the hold; only that of `owner`, if one is named.
+    Release { owner: Option<String>, by: By, reply: Reply<()> },
+    /// Say what is different between two generations.
+    Compare { from: Generation, to: Generation, reply: Reply<Difference> },
+    /// Say that the dispatcher is there.
+    Ping { reply: Reply<()> },
+    /// The same command, taken only on these terms.
+    On { terms: Terms, command: Box<Command> },
     /// Remove what nothing needs any more.
     Collect { reply: Reply<Collected> },
     /// Forget that a digest failed.
     ForgetBad { digest: Digest, by: By, reply: Reply<()> },
     /// Run something inside the running generation.
     Exec { options: molt_core::wire::ExecOptions, by: By, reply: Reply<ExecSession> },
+}
+
+/// On what terms a request is to be taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// `If-Match`: the revisions of which one must be the sandbox's.
+    pub(crate) revisions: Option<Vec<String>>,
+    /// `Idempotency-Key`: SHA-256 of the key, and of the request it came with.
+    pub(crate) key: Option<([u8; 32], [u8; 32])>,
+}
+
+impl Command {
+    /// Answers with no.
+    pub(crate) fn refuse(self, problem: Problem) {
+        // A reply nobody waits for any more is not an error.
+        match self {
+            Self::Update { reply, .. }
+            | Self::Rollback { reply, .. }
+            | Self::Apply { reply, .. }
+            | Self::Confirm { reply, .. }
+            | Self::Reject { reply, .. }
+            | Self::Cancel { reply, .. } => drop(reply.send(Err(problem))),
+            Self::DryRun { reply, .. } => drop(reply.send(Err(problem))),
+            Self::Hold { reply, .. } => drop(reply.send(Err(problem))),
+            Self::Release { reply, .. } | Self::ForgetBad { reply, .. } | Self::Ping { reply } => {
+                drop(reply.send(Err(problem)));
+            }
+            Self::Collect { reply } => drop(reply.send(Err(problem))),
+            Self::Compare { reply, .. } => drop(reply.send(Err(problem))),
+            Self::Exec { reply, .. } => drop(reply.send(Err(problem))),
+            Self::On { command, .. } => command.refuse(problem),
+        }
+    }
+
+    /// Answers a request for a change with what an earlier one became.
+    pub(crate) fn repeat(self, accepted: Accepted) {
+        match self {
+            Self::Update { reply, .. } | Self::Rollback { reply, .. } => drop(reply.send(Ok(accepted))),
+            Self::On { command, .. } => command.repeat(accepted),
+            other => other.refuse(Problem::new(Code::Invalid, "this kind of request takes no Idempotency-Key")),
+        }
+    }
 }
 
 /// What can be read at any time.
@@ -63,6 +113,8 @@ pub(crate) struct View {
     pub(crate) generations: Vec<GenerationView>,
     /// Updates of this store, oldest first; the last 64.
     pub(crate) updates: Vec<UpdateView>,
+    /// What `If-Match` is compared with: the last request that was taken, and what serves.
+    pub(crate) revision: String,
 }
 
 /// What the API holds.
@@ -72,6 +124,8 @@ pub(crate) struct Handle {
     pub(crate) commands: mpsc::Sender<Command>,
     /// The latest snapshot.
     pub(crate) view: watch::Receiver<Arc<View>>,
+    /// What is newer than the snapshot.
+    pub(crate) now: Now,
     /// Events so far and to come.
     pub(crate) events: EventLog,
     /// Output of the workload so far and to come.

@@ -70,6 +70,10 @@ pub enum Code {
     Held,
     /// Another change is under way and cannot be superseded any more.
     Busy,
+    /// `If-Match`: something was asked for since, or something else runs.
+    Stale,
+    /// The `Idempotency-Key` came with another request before.
+    KeyReused,
     /// The kernel or the container does not give what is needed.
     Unsupported,
     /// A deadline passed.
@@ -116,6 +120,8 @@ impl Code {
             Self::Superseded => "superseded",
             Self::Held => "held",
             Self::Busy => "busy",
+            Self::Stale => "stale",
+            Self::KeyReused => "key-reused",
             Self::Unsupported => "unsupported",
             Self::DeadlineExceeded => "deadline-exceeded",
             Self::Rejected => "rejected",

@@ -341,7 +341,7 @@ macro_rules! text_serde {
         }
     )+};
 }
-text_serde!(Digest: "^sha256:[0-9a-f]{64}$", DiffId: "^sha256:[0-9a-f]{64}$", UpdateId: "^u[0-9]+$", ImageRef: "^.{1,1024}$");
+text_serde!(Digest: "^sha256:[0-9a-f]{64}$", DiffId: "^sha256:[0-9a-f]{64}$", UpdateId: "^u[0-9]{1,19}$", ImageRef: "^.{1,1024}$");
 
 #[cfg(test)]
 mod tests {

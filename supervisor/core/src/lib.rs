@@ -10,6 +10,7 @@ pub mod ids;
 pub mod journal;
 pub mod launch;
 pub mod machine;
+pub mod memory;
 pub mod publish;
 pub mod spec;
 pub mod wire;

@@ -121,6 +121,25 @@ pub enum PhaseName {
     Degraded,
 }
 
+impl PhaseName {
+    /// Every phase, in the order of their numbers.
+    pub const ALL: [Self; 13] = [
+        Self::Idle,
+        Self::Resolving,
+        Self::Planning,
+        Self::Fetching,
+        Self::Staging,
+        Self::Arming,
+        Self::Held,
+        Self::Quiescing,
+        Self::Swapping,
+        Self::Proving,
+        Self::Confirming,
+        Self::RollingBack,
+        Self::Degraded,
+    ];
+}
+
 impl std::fmt::Display for PhaseName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Debug::fmt(self, f)
@@ -142,6 +161,9 @@ pub struct Condition {
     pub message: String,
     /// When `status` last changed.
     pub last_transition_time: String,
+    /// Revision of the spec it speaks of.
+    #[serde(default)]
+    pub observed_generation: u64,
 }
 
 /// A generation, as shown.
@@ -208,9 +230,10 @@ pub struct UpdateView {
     pub from: Option<Generation>,
     /// Generation it led to, once numbered.
     pub to: Option<Generation>,
-    /// `None` while under way.
+    /// `None` while under way; `staged` until `molt apply`, where that is all that was asked for.
     pub outcome: Option<Outcome>,
-    /// Why it failed or was refused. `unhealthy` while under way: `autoRollback` is off, and somebody must decide.
+    /// Why it failed or was refused. While under way, why it does not go on: `unhealthy`, `autoRollback` is off, and
+    /// somebody must decide; `held`, it is ready and waits for the end of a hold.
     pub reason: Option<Code>,
     /// For people: what happened, what still runs.
     pub message: String,
@@ -228,6 +251,9 @@ pub struct UpdateView {
     pub ended: Option<String>,
     /// What was seen, for a failure.
     pub evidence: Option<Evidence>,
+    /// Number of the event that told of its end.
+    #[serde(default)]
+    pub event: Option<u64>,
 }
 
 /// What was seen when a generation failed.
@@ -240,6 +266,9 @@ pub struct Evidence {
     pub probes: Vec<String>,
     /// Exit status of the workload, if it ended: code, or 128 + signal.
     pub exit_status: Option<i32>,
+    /// How it differs from the generation that ran before.
+    #[serde(default)]
+    pub difference: Option<Difference>,
 }
 
 /// The workload, as shown.
@@ -262,12 +291,16 @@ pub struct WorkloadView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HoldView {
-    /// Who.
+    /// Whose it is: the same owner may renew it, another one is refused.
+    pub owner: String,
+    /// Who asked.
     pub by: String,
     /// Why.
     pub reason: Option<String>,
-    /// Milliseconds left.
-    pub ttl_ms: u64,
+    /// When it was asked for last.
+    pub since: String,
+    /// When it ends by itself.
+    pub until: String,
 }
 
 /// One event of `GET /v1/events`.
@@ -414,8 +447,72 @@ pub struct PlanView {
     /// What it could do that what runs cannot: refused without `--allow-wider`. Where links of the new image lead is known
     /// only once it is armed, unless it ran before.
     pub wider: Vec<String>,
+    /// What the difference between its policy and the one in force is, line by line: `+` and `-`.
+    #[serde(default)]
+    pub policy_difference: Vec<String>,
+    /// What an update may cost, from those that were: `None` where none has been.
+    #[serde(default)]
+    pub expected_downtime: Option<Expected>,
     /// Things worth knowing: shadowed commands, entrypoints that need root, …
     pub warnings: Vec<String>,
+}
+
+/// Gaps that were measured, and so what the next one may be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Expected {
+    /// How many updates and rollbacks it is taken from: the last ones, at most 64.
+    pub of: usize,
+    /// The median.
+    pub median_us: u64,
+    /// The worst.
+    pub worst_us: u64,
+}
+
+impl Expected {
+    /// Of past updates and rollbacks; a start is neither.
+    pub fn of<'a>(past: impl Iterator<Item = &'a UpdateView>) -> Option<Self> {
+        let changes = past.filter(|view| matches!(view.kind.as_str(), "update" | "rollback"));
+        let mut gaps: Vec<u64> = changes.filter_map(|view| view.downtime_us).collect();
+        gaps.sort_unstable();
+        Some(Self { of: gaps.len(), median_us: *gaps.get(gaps.len() / 2)?, worst_us: *gaps.last()? })
+    }
+}
+
+/// What is different between two generations.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Difference {
+    /// The one that is compared.
+    pub from: Generation,
+    /// With this one.
+    pub to: Generation,
+    /// What differs, field by field: `image`, `digest`, `program.argv`, `program.env.NAME`, `settings` …
+    pub fields: Vec<Change>,
+    /// Lines of the policy, section by section.
+    pub policy: Vec<SectionChange>,
+}
+
+/// A field that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Change {
+    /// Which.
+    pub field: String,
+    /// What it was; `None` where it was not there.
+    pub from: Option<String>,
+    /// What it is.
+    pub to: Option<String>,
+}
+
+/// A section of the policy that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SectionChange {
+    /// Its name in the policy.
+    pub section: String,
+    /// Lines that went (`-`) and came (`+`), as YAML.
+    pub lines: Vec<String>,
 }
 
 /// `POST /v1/exec`: upgrades the connection to a stream of frames, one byte of kind (0 stdin, 1 stdout, 2 stderr,
@@ -498,6 +595,12 @@ pub struct Problem {
     pub detail: String,
     /// Stable code.
     pub code: Code,
+    /// Who holds updates back, where that is why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<HoldView>,
+    /// Milliseconds until the hold ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
 }
 
 impl Problem {
@@ -507,11 +610,20 @@ impl Problem {
             Code::Invalid | Code::ReferenceInvalid => 400,
             Code::NotFound => 404,
             Code::Busy | Code::Held | Code::Superseded | Code::NothingToRollBackTo => 409,
+            Code::Stale => 412,
+            Code::KeyReused => 422,
             Code::NoSpace => 507,
             Code::PolicyWider | Code::KnownBad | Code::SignatureRefused | Code::WrongPlatform | Code::PolicyUnmet => {
                 422
             }
             Code::StoreUnusable | Code::Unsupported => 503,
+            Code::RegistryUnreachable
+            | Code::RegistryUnavailable
+            | Code::Unauthorized
+            | Code::ContentMismatch
+            | Code::ManifestInvalid
+            | Code::LayerInvalid => 502,
+            Code::ProgramUnusable | Code::UserInvalid | Code::StateUnmountable | Code::ConfinementFailed => 422,
             _ => 500,
         };
         Self {
@@ -520,6 +632,8 @@ impl Problem {
             status,
             detail: detail.into(),
             code,
+            hold: None,
+            ttl_ms: None,
         }
     }
 }
@@ -533,6 +647,8 @@ pub fn exit_status(view: &UpdateView) -> u8 {
         Some(Outcome::Refused) if view.reason == Some(Code::Held) => 5,
         Some(Outcome::Refused) => 6,
         Some(Outcome::Aborted) => 1,
+        // Ready, and kept back by somebody's hold: it goes on by itself when that ends.
+        None if view.reason == Some(Code::Held) => 5,
         // Nothing will happen by itself any more: what runs is not healthy.
         None if undecided(view) => 4,
         None => 7,
@@ -541,5 +657,5 @@ pub fn exit_status(view: &UpdateView) -> u8 {
 
 /// The trial is not healthy and stays as it is until somebody confirms or rejects it.
 pub fn undecided(view: &UpdateView) -> bool {
-    view.outcome.is_none() && view.reason.is_some()
+    view.outcome.is_none() && view.reason.is_some_and(|reason| reason != Code::Held)
 }

@@ -114,6 +114,10 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refused> {
         let code = if text.starts_with("image reference ") { Code::ReferenceInvalid } else { Code::Invalid };
         Refused::new(code, text)
     };
+    // A list would be read as fields in their order.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Refused::new(Code::Invalid, "the body must be a JSON object"));
+    }
     // serde_json refuses more than 128 levels of nesting by itself.
     serde_json::from_slice(bytes).map_err(invalid)
 }

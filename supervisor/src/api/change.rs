@@ -5,7 +5,7 @@
 
 use axum::{
     Extension,
-    extract::{Path, RawQuery, State},
+    extract::{Path, Query, RawQuery, State, rejection::QueryRejection},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
@@ -20,11 +20,18 @@ use tokio::sync::oneshot;
 use super::{
     answer::{Input, Refused, json},
     peer::Peer,
+    terms::{Asked, on},
 };
 use crate::command::{Command, Handle, Reply};
 
 /// Longest reason, in characters.
 const REASON: usize = 512;
+/// Owner of a hold where none is named.
+const OWNER: &str = "operator";
+/// Longest name of an owner, in bytes.
+const OWNER_BYTES: usize = 64;
+/// Longest hold: what is to last longer is another setting, not a hold.
+const LONGEST_MS: u64 = 366 * 24 * 3_600_000;
 /// How long a hold lasts where nothing was said: long enough for a look, short enough to be forgotten.
 const HOLD_MS: u64 = 3_600_000;
 
@@ -38,6 +45,10 @@ pub(crate) struct HoldRequest {
     /// Why, in the asker's words; at most 512 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
+    /// Whose it is, 1 to 64 characters of visible ASCII; `operator` where absent. The same owner may ask again, which
+    /// begins its time anew; while another one's hold lasts the answer is 409.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) owner: Option<String>,
 }
 
 type Answer = Result<Response, Refused>;
@@ -72,14 +83,15 @@ fn reason(text: Option<&String>) -> Result<(), Refused> {
 pub(super) async fn update(
     State(handle): State<Handle>,
     Extension(peer): Extension<Peer>,
+    asked: Asked,
     RawQuery(query): RawQuery,
     Input(request): Input<UpdateRequest>,
 ) -> Answer {
     reason(request.reason.as_ref())?;
     match query.as_deref() {
         None | Some("") => {
-            let by = peer.by();
-            ask(&handle, |reply| Command::Update { request, by, reply }).await.map(|done| accepted(&done))
+            let (by, terms) = (peer.by(), asked.keyed("update", &request)?);
+            ask(&handle, |reply| on(terms, Command::Update { request, by, reply })).await.map(|done| accepted(&done))
         }
         Some("dryRun=All") => {
             let plan = ask(&handle, |reply| Command::DryRun { request, reply }).await?;
@@ -94,43 +106,45 @@ pub(super) async fn update(
 pub(super) async fn rollback(
     State(handle): State<Handle>,
     Extension(peer): Extension<Peer>,
+    asked: Asked,
     Input(request): Input<RollbackRequest>,
 ) -> Answer {
     reason(request.reason.as_ref())?;
-    let by = peer.by();
-    ask(&handle, |reply| Command::Rollback { request, by, reply }).await.map(|done| accepted(&done))
+    let (by, terms) = (peer.by(), asked.keyed("rollback", &request)?);
+    ask(&handle, |reply| on(terms, Command::Rollback { request, by, reply })).await.map(|done| accepted(&done))
 }
 
 /// `POST /v1/apply`.
-pub(super) async fn apply(State(handle): State<Handle>, Extension(peer): Extension<Peer>) -> Answer {
-    let by = peer.by();
-    ask(&handle, |reply| Command::Apply { by, reply }).await.map(|done| accepted(&done))
+pub(super) async fn apply(State(handle): State<Handle>, Extension(peer): Extension<Peer>, asked: Asked) -> Answer {
+    let (by, terms) = (peer.by(), asked.unkeyed()?);
+    ask(&handle, |reply| on(terms, Command::Apply { by, reply })).await.map(|done| accepted(&done))
 }
 
 /// `POST /v1/confirm`.
-pub(super) async fn confirm(State(handle): State<Handle>, Extension(peer): Extension<Peer>) -> Answer {
-    let by = peer.by();
-    ask(&handle, |reply| Command::Confirm { by, reply }).await.map(|done| accepted(&done))
+pub(super) async fn confirm(State(handle): State<Handle>, Extension(peer): Extension<Peer>, asked: Asked) -> Answer {
+    let (by, terms) = (peer.by(), asked.unkeyed()?);
+    ask(&handle, |reply| on(terms, Command::Confirm { by, reply })).await.map(|done| accepted(&done))
 }
 
 /// `POST /v1/reject`.
-pub(super) async fn reject(State(handle): State<Handle>, Extension(peer): Extension<Peer>) -> Answer {
-    let by = peer.by();
-    ask(&handle, |reply| Command::Reject { by, reply }).await.map(|done| accepted(&done))
+pub(super) async fn reject(State(handle): State<Handle>, Extension(peer): Extension<Peer>, asked: Asked) -> Answer {
+    let (by, terms) = (peer.by(), asked.unkeyed()?);
+    ask(&handle, |reply| on(terms, Command::Reject { by, reply })).await.map(|done| accepted(&done))
 }
 
 /// `POST /v1/updates/{id}/cancel`; `current` names the one under way.
 pub(super) async fn cancel(
     State(handle): State<Handle>,
     Extension(peer): Extension<Peer>,
+    asked: Asked,
     Path(id): Path<String>,
 ) -> Answer {
     let id = match id.as_str() {
         "current" => None,
         id => Some(id.parse::<UpdateId>().map_err(|error| Refused::new(Code::Invalid, error.to_string()))?),
     };
-    let by = peer.by();
-    ask(&handle, |reply| Command::Cancel { id, by, reply }).await.map(|done| accepted(&done))
+    let (by, terms) = (peer.by(), asked.unkeyed()?);
+    ask(&handle, |reply| on(terms, Command::Cancel { id, by, reply })).await.map(|done| accepted(&done))
 }
 
 /// `PUT /v1/hold`.
@@ -141,18 +155,43 @@ pub(super) async fn hold(
 ) -> Answer {
     reason(request.reason.as_ref())?;
     let ttl_ms = request.ttl_ms.unwrap_or(HOLD_MS);
-    if ttl_ms == 0 {
-        return Err(Refused::new(Code::Invalid, "a hold of no time holds nothing; DELETE /v1/hold ends one"));
+    if ttl_ms == 0 || ttl_ms > LONGEST_MS {
+        return Err(Refused::new(Code::Invalid, "a hold lasts from 1 ms to 366 days; DELETE /v1/hold ends one"));
     }
+    let owner = owner(request.owner)?.unwrap_or_else(|| OWNER.to_owned());
     let (by, reason) = (peer.by(), request.reason);
-    ask(&handle, |reply| Command::Hold { ttl_ms, reason, by, reply }).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    let hold = ask(&handle, |reply| Command::Hold { owner, ttl_ms, reason, by, reply }).await?;
+    Ok(json(StatusCode::OK, &hold))
 }
 
-/// `DELETE /v1/hold`.
-pub(super) async fn release(State(handle): State<Handle>, Extension(peer): Extension<Peer>) -> Answer {
-    let by = peer.by();
-    ask(&handle, |reply| Command::Release { by, reply }).await?;
+fn owner(name: Option<String>) -> Result<Option<String>, Refused> {
+    match name {
+        Some(name)
+            if name.is_empty() || name.len() > OWNER_BYTES || !name.bytes().all(|byte| byte.is_ascii_graphic()) =>
+        {
+            let why = format!("an owner is 1 to {OWNER_BYTES} characters, visible ASCII without spaces");
+            Err(Refused::new(Code::Invalid, why))
+        }
+        name => Ok(name),
+    }
+}
+
+/// Query of `DELETE /v1/hold`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReleaseQuery {
+    owner: Option<String>,
+}
+
+/// `DELETE /v1/hold`: whoever's it is; with `owner` only that one's.
+pub(super) async fn release(
+    State(handle): State<Handle>,
+    Extension(peer): Extension<Peer>,
+    query: Result<Query<ReleaseQuery>, QueryRejection>,
+) -> Answer {
+    let Query(query) = query.map_err(|error| Refused::new(Code::Invalid, error.body_text()))?;
+    let (by, owner) = (peer.by(), owner(query.owner)?);
+    ask(&handle, |reply| Command::Release { owner, by, reply }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -58,7 +58,7 @@ pub(super) async fn start(
     mut request: Request,
 ) -> Result<Response, Refused> {
     let upgrade = upgrade(&mut request)?;
-    let slot = slot.stream()?;
+    let slot = slot.exec()?;
     let begun = async {
         let options: ExecOptions = answer::parse(&answer::body(request).await?)?;
         if options.argv.is_empty() {

@@ -13,15 +13,16 @@ use molt_core::{
     code::Code,
     ids::{Digest, Generation, ImageRef, UpdateId},
     wire::{
-        API_VERSION, Accepted, BadView, Collected, Condition, Document, Evidence, GenerationView, HoldView, Metadata,
-        Outcome, PhaseName, PlanView, Problem, Status, UpdateRequest, UpdateView, What, WorkloadView,
+        API_VERSION, Accepted, BadView, Collected, Condition, Difference, Document, Evidence, Expected, GenerationView,
+        HoldView, Metadata, Outcome, PhaseName, PlanView, Problem, Status, UpdateRequest, UpdateView, What,
+        WorkloadView,
     },
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     command::{Command, Handle, View},
-    observe::{events::EventLog, output::OutputRing},
+    observe::{events::EventLog, now::Now, output::OutputRing},
     store::audit::Audit,
     workload::exec::ExecSession,
 };
@@ -62,6 +63,7 @@ pub(crate) fn record(id: u64, image: Option<ImageRef>) -> UpdateView {
         started: TIME.to_owned(),
         ended: None,
         evidence: None,
+        event: None,
     }
 }
 
@@ -82,6 +84,7 @@ pub(crate) fn document() -> Document {
                 reason: "Started".to_owned(),
                 message: String::new(),
                 last_transition_time: TIME.to_owned(),
+                observed_generation: 1,
             }],
             confirmed: Some(generation(1, "1.4")),
             trial: None,
@@ -114,16 +117,23 @@ struct Fake {
 /// Starts the dispatcher; it ends with the last handle.
 pub(crate) fn start() -> Handle {
     let (commands, mut queue) = mpsc::channel(16);
-    let first = View { document: document(), generations: vec![generation(1, "1.4")], updates: Vec::new() };
+    let first = View {
+        document: document(),
+        generations: vec![generation(1, "1.4")],
+        updates: Vec::new(),
+        revision: "u6.g1".to_owned(),
+    };
     let (sender, view) = watch::channel(Arc::new(first));
-    let events = EventLog::new(100);
+    let events = EventLog::new(100, []);
     let mut fake = Fake { view: sender, events: events.clone(), next: 7 };
     tokio::spawn(async move {
         while let Some(command) = queue.recv().await {
             fake.take(command);
         }
     });
-    Handle { commands, view, events, output: OutputRing::new(), audit: Audit::default() }
+    let now = Now::new();
+    now.set(PhaseName::Idle, true);
+    Handle { commands, view, now, events, output: OutputRing::new(), audit: Audit::default() }
 }
 
 impl Fake {
@@ -145,10 +155,21 @@ impl Fake {
                 self.finish(id, None, "cancelled");
                 drop(reply.send(Ok(Accepted { id, after_seq })));
             }
-            Command::Hold { ttl_ms, reason, by, reply } => {
-                self.change(|view| view.document.status.hold = Some(HoldView { by, reason, ttl_ms }));
-                drop(reply.send(Ok(())));
+            Command::Hold { owner, reason, by, reply, .. } => {
+                let hold = HoldView { owner, by, reason, since: TIME.to_owned(), until: TIME.to_owned() };
+                self.change(|view| view.document.status.hold = Some(hold.clone()));
+                drop(reply.send(Ok(hold)));
             }
+            Command::Compare { from, to, reply } => {
+                drop(reply.send(Ok(Difference { from, to, fields: Vec::new(), policy: Vec::new() })));
+            }
+            Command::Ping { reply } => drop(reply.send(Ok(()))),
+            Command::On { terms, command }
+                if terms.revisions.as_ref().is_some_and(|all| !all.contains(&"u6.g1".to_owned())) =>
+            {
+                command.refuse(Problem::new(Code::Stale, "it is at u6.g1"));
+            }
+            Command::On { command, .. } => self.take(*command),
             Command::Release { reply, .. } => {
                 self.change(|view| view.document.status.hold = None);
                 drop(reply.send(Ok(())));
@@ -207,6 +228,7 @@ impl Fake {
                 output: vec!["could not open /sandbox/state/db".to_owned()],
                 probes: vec!["readiness: connection refused".to_owned()],
                 exit_status: Some(1),
+                difference: None,
             });
             (end.outcome, end.reason) = match story.as_str() {
                 "bad" => (Some(Outcome::RolledBack), Some(Code::ExitedInTrial)),
@@ -261,6 +283,8 @@ fn plan(request: UpdateRequest) -> PlanView {
         bytes_free: 1 << 30,
         wider: Vec::new(),
         command: vec!["/app".to_owned(), "--serve".to_owned()],
+        policy_difference: vec!["+ filesystem_policy:read_only".to_owned()],
+        expected_downtime: Some(Expected { of: 3, median_us: 800, worst_us: 1200 }),
         warnings: vec!["the spec's command shadows the image's".to_owned()],
     }
 }

@@ -4,6 +4,7 @@
 //! one connection, take more than its share of descriptors, or remove a socket that somebody serves.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     fs::{DirBuilder, Permissions},
     io,
@@ -12,7 +13,10 @@ use std::{
         unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
     },
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,16 +33,20 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{UnixListener, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError},
+    task::AbortHandle,
 };
 
 use super::{answer::Refused, peer, routes};
 use crate::command::Handle;
 
-/// Connections served at once.
-pub(super) const CONNECTIONS: usize = 16;
-/// Of these, how many may be streams (events, logs, exec), so that followers never lock a person out.
-pub(super) const STREAMS: usize = 12;
+/// Requests served at once. A connection that has not sent the whole head of a request yet has to go when another one comes
+/// and there is no place: whoever only connects locks nobody out.
+pub(super) const CONNECTIONS: usize = 64;
+/// Streams (events, logs) at once, beside the requests; a quarter of the files that Molt may open, at most this many.
+const STREAMS: usize = 1024;
+/// Commands run at once (`molt exec`), beside both.
+const EXECS: usize = 12;
 /// Connections that are only told why they are refused, at once; more are closed without a word.
 const REFUSALS: usize = 4;
 const HEADER_TIME: Duration = Duration::from_secs(5);
@@ -81,7 +89,8 @@ pub(crate) async fn serve(handle: Handle, listener: UnixListener) -> Infallible 
 pub(super) async fn serve_user(handle: Handle, listener: UnixListener, operator: u32) -> Infallible {
     let router = routes::router(handle);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    let streams = Arc::new(Semaphore::new(STREAMS));
+    let places = Places { streams: Arc::new(Semaphore::new(streams())), execs: Arc::new(Semaphore::new(EXECS)) };
+    let mut heads = Heads::default();
     let refusals = Arc::new(Semaphore::new(REFUSALS));
     let mut pause = SHORTEST;
     let mut spare = spare();
@@ -107,22 +116,62 @@ pub(super) async fn serve_user(handle: Handle, listener: UnixListener, operator:
         if spare.is_none() {
             spare = self::spare();
         }
-        let refused = match (peer::admit(&stream, operator), Arc::clone(&slots).try_acquire_owned()) {
-            (Ok(peer), Ok(slot)) => {
-                let slot = Slot { connection: Arc::new(slot), streams: Arc::clone(&streams) };
-                tokio::spawn(connection(stream, router.clone(), slot, peer));
+        let admitted = peer::admit(&stream, operator);
+        let place = if admitted.is_ok() { heads.place(&slots).await } else { None };
+        let refused = match (admitted, place) {
+            (Ok(peer), Some(slot)) => {
+                let begun = Arc::new(AtomicBool::new(false));
+                let slot = Slot { connection: Arc::new(Mutex::new(Some(slot))), places: places.clone() };
+                let task = tokio::spawn(connection(stream, router.clone(), slot, peer, Arc::clone(&begun)));
+                heads.await_one(begun, task.abort_handle());
                 continue;
             }
-            (Ok(_), Err(_)) => Refused::with_status(
+            (Ok(_), None) => Refused::with_status(
                 StatusCode::SERVICE_UNAVAILABLE,
                 Code::Busy,
-                format!("{CONNECTIONS} connections are open already; close one and try again"),
+                format!("{CONNECTIONS} requests are being answered already; try again in a moment"),
             ),
             (Err(stranger), _) => stranger,
         };
         if let Ok(slot) = Arc::clone(&refusals).try_acquire_owned() {
             tokio::spawn(refuse(stream, refused, slot));
         }
+    }
+}
+
+/// How many streams there may be.
+fn streams() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(files / 4).unwrap_or(STREAMS).clamp(EXECS, STREAMS)
+}
+
+/// Connections whose first head has not come yet, oldest first.
+#[derive(Debug, Default)]
+struct Heads(VecDeque<(Arc<AtomicBool>, AbortHandle)>);
+
+impl Heads {
+    fn await_one(&mut self, begun: Arc<AtomicBool>, task: AbortHandle) {
+        if self.0.len() >= 2 * CONNECTIONS {
+            self.0.retain(|(begun, task)| !begun.load(Ordering::Relaxed) && !task.is_finished());
+        }
+        self.0.push_back((begun, task));
+    }
+
+    /// A place for one more, that of the oldest which asks nothing if there is no other.
+    async fn place(&mut self, slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        if let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
+            return Some(slot);
+        }
+        while let Some((begun, task)) = self.0.pop_front() {
+            if begun.load(Ordering::Relaxed) || task.is_finished() {
+                continue;
+            }
+            task.abort();
+            // Given back when the runtime has dropped it, which is next.
+            let freed = tokio::time::timeout(REFUSAL_TIME, Arc::clone(slots).acquire_owned()).await;
+            return freed.ok().and_then(Result::ok);
+        }
+        None
     }
 }
 
@@ -160,10 +209,14 @@ async fn connection(
     router: Router,
     slot: Slot,
     peer: peer::Peer,
+    begun: Arc<AtomicBool>,
 ) {
     // The upgraded half of an exec lives on in a task of its own; its slot is held there too.
-    let router = router.layer(axum::Extension(slot)).layer(axum::Extension(peer));
-    let service = TowerToHyperService::new(router);
+    let router = TowerToHyperService::new(router.layer(axum::Extension(slot)).layer(axum::Extension(peer)));
+    let service = hyper::service::service_fn(move |request| {
+        begun.store(true, Ordering::Relaxed);
+        hyper::service::Service::call(&router, request)
+    });
     if let Err(error) = http().serve_connection(TokioIo::new(stream), service).with_upgrades().await {
         tracing::debug!(%error, "a connection of the operator socket ended early");
     }
@@ -172,38 +225,54 @@ async fn connection(
 /// Serves one connection that nobody needs to be admitted to.
 #[cfg(feature = "fuzzing")]
 pub(crate) async fn serve_one(handle: Handle, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-    let places = || Arc::new(Semaphore::new(1));
-    if let Ok(slot) = places().try_acquire_owned() {
-        let slot = Slot { connection: Arc::new(slot), streams: places() };
-        connection(stream, routes::router(handle), slot, peer::Peer::UNSEEN).await;
-    }
+    let one = || Arc::new(Semaphore::new(1));
+    let slot = Slot { connection: Arc::default(), places: Places { streams: one(), execs: one() } };
+    connection(stream, routes::router(handle), slot, peer::Peer::UNSEEN, Arc::default()).await;
 }
 
-/// The place among [`CONNECTIONS`] that a connection holds until the last clone is dropped.
+/// Places beside those for requests.
+#[derive(Debug, Clone)]
+struct Places {
+    streams: Arc<Semaphore>,
+    execs: Arc<Semaphore>,
+}
+
+/// The place among [`CONNECTIONS`] that a connection holds until it is answered, or becomes a stream.
 #[derive(Debug, Clone)]
 pub(super) struct Slot {
-    connection: Arc<OwnedSemaphorePermit>,
-    streams: Arc<Semaphore>,
+    connection: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+    places: Places,
 }
 
-/// A connection's place, and one among the streams.
+/// A place among the streams, or among the commands.
 #[derive(Debug)]
-pub(super) struct StreamSlot {
-    _connection: Arc<OwnedSemaphorePermit>,
-    _stream: OwnedSemaphorePermit,
-}
+pub(super) struct StreamSlot(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
 
 impl Slot {
     /// Makes the connection a stream, for as long as the answer is held.
     pub(super) fn stream(self) -> Result<StreamSlot, Refused> {
-        let stream = self.streams.try_acquire_owned().map_err(|_| {
-            Refused::with_status(
-                StatusCode::SERVICE_UNAVAILABLE,
-                Code::Busy,
-                format!("{STREAMS} streams are open already; close one and try again"),
-            )
+        let free = Arc::clone(&self.places.streams).try_acquire_owned();
+        self.become_one(free, "streams")
+    }
+
+    /// Makes the connection that of a command.
+    pub(super) fn exec(self) -> Result<StreamSlot, Refused> {
+        let free = Arc::clone(&self.places.execs).try_acquire_owned();
+        self.become_one(free, "commands")
+    }
+
+    fn become_one(
+        self,
+        free: Result<OwnedSemaphorePermit, TryAcquireError>,
+        what: &str,
+    ) -> Result<StreamSlot, Refused> {
+        let place = free.map_err(|_| {
+            let why = format!("there are as many {what} as there may be; close one and try again");
+            Refused::with_status(StatusCode::SERVICE_UNAVAILABLE, Code::Busy, why)
         })?;
-        Ok(StreamSlot { _connection: self.connection, _stream: stream })
+        // Its place among the requests is free from here on.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(StreamSlot(place))
     }
 }
 

@@ -18,6 +18,7 @@ mod peer;
 mod read;
 mod routes;
 mod stream;
+mod terms;
 
 #[cfg(test)]
 pub(crate) mod fake;

@@ -9,8 +9,8 @@ use axum::response::Response;
 use http::StatusCode;
 use hyper::http;
 use molt_core::wire::{
-    Accepted, BadView, Collected, Document, Event, ExecOptions, ExecView, GenerationView, PlanView, Problem,
-    RollbackRequest, UpdateRequest, UpdateView,
+    Accepted, BadView, Collected, Difference, Document, Event, ExecOptions, ExecView, GenerationView, HoldView,
+    PlanView, Problem, RollbackRequest, UpdateRequest, UpdateView,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
@@ -32,11 +32,26 @@ fn many<T: JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
 /// A parameter: where it is, its name, its schema as JSON, what it means.
 type Parameter = (&'static str, &'static str, &'static str, &'static str);
 
-const ID: Parameter = ("path", "id", r#"{"type": "string", "pattern": "^u[0-9]+$"}"#, "Id of an update.");
-const NUMBER: Parameter = ("path", "number", r#"{"type": "integer", "minimum": 0}"#, "Number of a generation.");
+const ID: Parameter = ("path", "id", r#"{"type": "string", "pattern": "^u[0-9]{1,19}$"}"#, "Id of an update.");
+const NUMBER: Parameter =
+    ("path", "number", r#"{"type": "integer", "minimum": 0, "maximum": 4294967295}"#, "Number of a generation.");
 const FOLLOW: Parameter =
     ("query", "follow", r#"{"enum": ["0", "1", "true", "false"]}"#, "Whether to go on with what is to come.");
-const AFTER: Parameter = ("query", "after", r#"{"type": "integer", "minimum": 0}"#, "Begin after this number.");
+const AFTER: Parameter =
+    ("query", "after", r#"{"type": "integer", "minimum": 0, "maximum": 9007199254740991}"#, "Begin after this number.");
+
+const IF_MATCH: Parameter = (
+    "header",
+    "If-Match",
+    r#"{"type": "string", "pattern": "^(\\*|\"[!#-~]*\")$"}"#,
+    "The ETag of /v1/status: 412 if another request was taken since, or something else runs.",
+);
+const KEY: Parameter = (
+    "header",
+    "Idempotency-Key",
+    r#"{"type": "string", "pattern": "^[!-~]{1,64}$"}"#,
+    "The same key and the same request give the same update; another request 422.",
+);
 
 /// One operation.
 struct Operation {
@@ -112,7 +127,11 @@ const OPERATIONS: &[Operation] = &[
     Operation::new("get", "/v1/updates", "listUpdates", "The last 64 updates, oldest first.")
         .gives(many::<UpdateView>, "Updates."),
     Operation::new("post", "/v1/updates", "createUpdate", "Put the workload on a new image.")
-        .with(&[("query", "dryRun", r#"{"const": "All"}"#, "Only say what would be done: 200 and the plan.")])
+        .with(&[
+            ("query", "dryRun", r#"{"const": "All"}"#, "Only say what would be done: 200 and the plan."),
+            IF_MATCH,
+            KEY,
+        ])
         .needs(one::<UpdateRequest>)
         .accepted()
         .also(&[(200, "The plan, for a dry run.", Some(one::<PlanView>))]),
@@ -120,24 +139,42 @@ const OPERATIONS: &[Operation] = &[
         .with(&[ID])
         .gives(one::<UpdateView>, "The update."),
     Operation::new("post", "/v1/updates/{id}/cancel", "cancelUpdate", "Give up an update before its gate.")
-        .with(&[("path", "id", r#"{"type": "string", "pattern": "^(u[0-9]+|current)$"}"#, "Id, or `current`.")])
+        .with(&[
+            ("path", "id", r#"{"type": "string", "pattern": "^(u[0-9]{1,19}|current)$"}"#, "Id, or `current`."),
+            IF_MATCH,
+        ])
         .accepted(),
     Operation::new("get", "/v1/execs", "listExecs", "The last 64 commands that were run unconfined, oldest first.")
         .gives(many::<ExecView>, "Commands."),
     Operation::new("post", "/v1/rollback", "rollback", "Go back to the previous generation, or to another one.")
+        .with(&[IF_MATCH, KEY])
         .takes(one::<RollbackRequest>)
         .accepted(),
-    Operation::new("post", "/v1/apply", "apply", "Start the generation that is staged.").accepted(),
-    Operation::new("post", "/v1/confirm", "confirm", "Make the trial permanent now.").accepted(),
-    Operation::new("post", "/v1/reject", "reject", "Give the trial up now: the old version comes back.").accepted(),
+    Operation::new("post", "/v1/apply", "apply", "Start the generation that is staged.").with(&[IF_MATCH]).accepted(),
+    Operation::new("post", "/v1/confirm", "confirm", "Make the trial permanent now.").with(&[IF_MATCH]).accepted(),
+    Operation::new("post", "/v1/reject", "reject", "Give the trial up now: the old version comes back.")
+        .with(&[IF_MATCH])
+        .accepted(),
     Operation::new("put", "/v1/hold", "hold", "Hold updates back before they touch the workload.")
-        .takes(one::<HoldRequest>),
-    Operation::new("delete", "/v1/hold", "release", "End the hold."),
+        .takes(one::<HoldRequest>)
+        .gives(one::<HoldView>, "The hold."),
+    Operation::new("delete", "/v1/hold", "release", "End the hold.").with(&[(
+        "query",
+        "owner",
+        r#"{"type": "string", "pattern": "^[!-~]{1,64}$"}"#,
+        "Only if it is this one's; 409 if it is another's.",
+    )]),
     Operation::new("get", "/v1/generations", "listGenerations", "Generations in the store, oldest first.")
         .gives(many::<GenerationView>, "Generations."),
     Operation::new("get", "/v1/generations/{number}", "getGeneration", "A generation.")
         .with(&[NUMBER])
         .gives(one::<GenerationView>, "The generation."),
+    Operation::new("get", "/v1/difference", "difference", "What is different between two generations.")
+        .with(&[
+            ("query", "from", r#"{"type": "integer", "minimum": 0, "maximum": 4294967295}"#, "Required: the one."),
+            ("query", "to", r#"{"type": "integer", "minimum": 0, "maximum": 4294967295}"#, "Required: the other."),
+        ])
+        .gives(one::<Difference>, "The difference."),
     Operation::new("get", "/v1/bad", "listBad", "Digests that failed and are refused.")
         .gives(many::<BadView>, "Digests."),
     Operation::new("delete", "/v1/bad/{digest}", "forgetBad", "Forget that a digest failed.").with(&[(
@@ -157,7 +194,16 @@ const OPERATIONS: &[Operation] = &[
         .gives(one::<Event>, "Events; with `Accept: application/jsonl` one a line.")
         .media("text/event-stream"),
     Operation::new("get", "/v1/logs", "followLogs", "Lines of the workload's output.")
-        .with(&[FOLLOW, AFTER, ("query", "tail", r#"{"type": "integer", "minimum": 0}"#, "Only the last lines.")])
+        .with(&[
+            FOLLOW,
+            AFTER,
+            (
+                "query",
+                "tail",
+                r#"{"type": "integer", "minimum": 0, "maximum": 9007199254740991}"#,
+                "Only the last lines.",
+            ),
+        ])
         .gives(one::<Line>, "One line of output a line.")
         .media("application/jsonl"),
     Operation::new(
@@ -205,7 +251,7 @@ fn answers(of: &Operation, schemas: &mut SchemaGenerator) -> Map<String, Value> 
 fn operation(of: &Operation, schemas: &mut SchemaGenerator) -> Value {
     let parameter = |(place, name, schema, text): &Parameter| {
         let schema: Value = serde_json::from_str(schema).unwrap_or_default();
-        json!({"in": place, "name": name, "required": *place == "path", "schema": schema, "description": text})
+        json!({"in": place, "name": name, "required": *place == "path" || text.starts_with("Required"), "schema": schema, "description": text})
     };
     let parameters: Vec<Value> = of.parameters.iter().map(parameter).collect();
     let mut entries = Map::from_iter([

@@ -2,10 +2,10 @@
 //!
 //! In: the snapshot. Out: documents. Must not: wait for the dispatcher; a busy one must not make the status hang.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
-    extract::{Path, State},
+    extract::{Path, Query, State, rejection::QueryRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
@@ -16,8 +16,15 @@ use molt_core::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::answer::{Refused, json};
-use crate::command::{Handle, View};
+use super::{
+    answer::{Refused, json},
+    change::ask,
+    terms,
+};
+use crate::command::{Command, Handle, View};
+
+/// How long a dispatcher may take that is live.
+const PING_TIME: Duration = Duration::from_secs(10);
 
 /// Body of `/livez` and `/readyz`.
 #[derive(Debug, Serialize, Deserialize, schemars::JsonSchema)]
@@ -28,8 +35,14 @@ pub(crate) struct Health {
     pub(crate) message: String,
 }
 
+/// The snapshot, put right where the gap kept it from being made anew.
 fn view(handle: &Handle) -> Arc<View> {
-    Arc::clone(&handle.view.borrow())
+    let mut view = Arc::clone(&handle.view.borrow());
+    let status = &view.document.status;
+    if (status.phase, status.workload.ready) != (handle.now.phase(), handle.now.ready()) {
+        handle.now.correct(&mut Arc::make_mut(&mut view).document);
+    }
+    view
 }
 
 /// `GET /v1/status`, with an entity tag over the whole document.
@@ -38,9 +51,10 @@ pub(super) async fn status(State(handle): State<Handle>, headers: HeaderMap) -> 
     let mut response = json(StatusCode::OK, &view.document);
     let Ok(text) = serde_json::to_vec(&view.document) else { return response };
     let hex = Digest::from_bytes(Sha256::digest(&text).into()).hex();
-    let Ok(tag) = HeaderValue::try_from(format!("\"{hex}\"")) else { return response };
+    let text = terms::tag(&view.revision, &hex);
+    let Ok(tag) = HeaderValue::try_from(&text) else { return response };
     let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-    let same = |one: &str| one.trim() == "*" || one.trim().trim_start_matches("W/").trim_matches('"') == hex;
+    let same = |one: &str| one.trim() == "*" || one.trim().trim_start_matches("W/") == text;
     if known.flat_map(|list| list.split(',')).any(same) {
         response = StatusCode::NOT_MODIFIED.into_response();
     }
@@ -91,15 +105,39 @@ pub(super) async fn bad(State(handle): State<Handle>) -> Response {
     json(StatusCode::OK, &view(&handle).document.status.bad)
 }
 
+/// `GET /v1/difference?from=N&to=M`.
+pub(super) async fn difference(
+    State(handle): State<Handle>,
+    query: Result<Query<Pair>, QueryRejection>,
+) -> Result<Response, Refused> {
+    let invalid = |why: String| Refused::new(Code::Invalid, why);
+    let Query(pair) = query.map_err(|error| invalid(error.body_text()))?;
+    let number = |text: &str| text.parse::<Generation>().map_err(|error| invalid(error.to_string()));
+    let (from, to) = (number(&pair.from)?, number(&pair.to)?);
+    Ok(json(StatusCode::OK, &ask(&handle, |reply| Command::Compare { from, to, reply }).await?))
+}
+
+/// Query of it; text, so that a wrong number gets a problem document.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Pair {
+    from: String,
+    to: String,
+}
+
 fn health(ok: bool, message: String) -> Response {
     let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     json(status, &Health { ok, message })
 }
 
-/// `GET /livez`: the dispatcher takes commands. Says nothing of the workload, so that a bad image never costs the pod.
+/// `GET /livez`: the dispatcher answers. Says nothing of the workload, so that a bad image never costs the pod: live all
+/// through an update, whatever becomes of it.
 pub(super) async fn livez(State(handle): State<Handle>) -> Response {
-    let alive = !handle.commands.is_closed() && handle.view.has_changed().is_ok();
-    health(alive, if alive { "live" } else { "the dispatcher has ended" }.to_owned())
+    match tokio::time::timeout(PING_TIME, ask(&handle, |reply| Command::Ping { reply })).await {
+        Ok(Ok(())) => health(true, "live".to_owned()),
+        Ok(Err(_)) => health(false, "the dispatcher has ended".to_owned()),
+        Err(_) => health(false, format!("the dispatcher has not answered for {} s", PING_TIME.as_secs())),
+    }
 }
 
 /// `GET /metrics`: OpenMetrics text.

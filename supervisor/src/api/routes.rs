@@ -38,6 +38,7 @@ pub(super) fn router(handle: Handle) -> Router {
         .route("/v1/hold", put(change::hold).delete(change::release))
         .route("/v1/generations", get(read::generations))
         .route("/v1/generations/{number}", get(read::generation))
+        .route("/v1/difference", get(read::difference))
         .route("/v1/bad", get(read::bad))
         .route("/v1/bad/{digest}", delete(change::forget))
         .route("/v1/gc", post(change::collect))

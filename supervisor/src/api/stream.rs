@@ -14,7 +14,7 @@ use axum::{
 };
 use bytes::Bytes;
 use molt_core::code::Code;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::{sync::watch, time::timeout};
 
 use super::{
@@ -51,13 +51,12 @@ impl Form {
         }
     }
 
-    fn write(self, seq: u64, document: &impl Serialize, into: &mut Vec<u8>) {
-        let Ok(text) = serde_json::to_vec(document) else { return };
+    fn write(self, seq: u64, text: &[u8], into: &mut Vec<u8>) {
         if self == Self::ServerSent {
             into.extend_from_slice(format!("id: {seq}\ndata: ").as_bytes());
         }
         // JSON text holds no raw newline.
-        into.extend_from_slice(&text);
+        into.extend_from_slice(text);
         into.extend_from_slice(if self == Self::ServerSent { b"\n\n" } else { b"\n" });
     }
 }
@@ -118,10 +117,10 @@ pub(super) async fn events(
     Ok(stream(form, cursor, move |after| {
         let mut text = Vec::new();
         let events = log.after(after);
-        for event in &events {
-            form.write(event.seq, event, &mut text);
+        for (seq, event) in &events {
+            form.write(*seq, event, &mut text);
         }
-        (events.last().map(|event| event.seq), text)
+        (events.last().map(|(seq, _)| *seq), text)
     }))
 }
 
@@ -143,7 +142,7 @@ pub(super) async fn logs(
         let mut text = Vec::new();
         let lines = ring.after(after);
         for line in &lines {
-            Form::Lines.write(line.seq, line, &mut text);
+            Form::Lines.write(line.seq, &serde_json::to_vec(line).unwrap_or_default(), &mut text);
         }
         (lines.last().map(|line| line.seq), text)
     }))

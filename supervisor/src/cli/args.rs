@@ -66,9 +66,16 @@ pub(crate) enum Command {
         /// Why, for whoever comes next.
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
+        /// Whose it is: the same owner may ask again, another one is refused while it lasts [default: operator].
+        #[arg(long, value_name = "NAME")]
+        owner: Option<String>,
     },
     /// End the hold.
-    Release,
+    Release {
+        /// Only if it is this one's.
+        #[arg(long, value_name = "NAME")]
+        owner: Option<String>,
+    },
     /// What runs, and how it is.
     Status {
         /// Show it again whenever it changes.
@@ -84,6 +91,13 @@ pub(crate) enum Command {
         /// With what was seen when it failed: output, probes, exit status.
         #[arg(long)]
         evidence: bool,
+    },
+    /// What is different between two generations.
+    Diff {
+        /// From this one.
+        from: Generation,
+        /// To this one.
+        to: Generation,
     },
     /// Events.
     Events {
@@ -139,6 +153,12 @@ pub(crate) enum Command {
     Completions {
         /// Which.
         shell: clap_complete::Shell,
+    },
+    /// Pages of the manual.
+    Man {
+        /// Where they are written; that of molt itself goes to standard output where absent.
+        #[arg(value_name = "DIR")]
+        folder: Option<PathBuf>,
     },
     /// The version.
     Version,

@@ -10,7 +10,9 @@ use molt_core::{
     code::Code,
     ids::{Digest, UpdateId},
     spec::Span,
-    wire::{Accepted, BadView, Collected, Document, Outcome, PlanView, RollbackRequest, UpdateView, exit_status},
+    wire::{
+        Accepted, BadView, Collected, Document, HoldView, Outcome, PlanView, RollbackRequest, UpdateView, exit_status,
+    },
 };
 
 use super::{
@@ -176,17 +178,34 @@ async fn end(
 }
 
 /// `molt hold`.
-pub(crate) async fn hold(client: &Client, ttl: Option<Span>, reason: Option<String>) -> Result<u8, Fault> {
-    let request = HoldRequest { ttl_ms: ttl.map(Span::as_millis), reason };
-    client.done(Method::PUT, "/v1/hold", Some(&request)).await?;
-    let ttl = ttl.map_or_else(|| "1h".to_owned(), |ttl| ttl.to_string());
-    say(&format!("updates are held for {ttl}; molt release ends it"));
+pub(crate) async fn hold(
+    printer: Printer,
+    client: &Client,
+    ttl: Option<Span>,
+    reason: Option<String>,
+    owner: Option<String>,
+) -> Result<u8, Fault> {
+    let request = HoldRequest { ttl_ms: ttl.map(Span::as_millis), reason, owner };
+    let hold: HoldView = client.call(Method::PUT, "/v1/hold", Some(&request)).await?;
+    if printer.is_data() {
+        printer.document(&hold, |_| String::new())?;
+    }
+    say(&format!("updates are held until {}; molt release ends it", text::time(&hold.until)));
     Ok(0)
 }
 
 /// `molt release`.
-pub(crate) async fn release(client: &Client) -> Result<u8, Fault> {
-    client.done(Method::DELETE, "/v1/hold", NO_BODY).await?;
+pub(crate) async fn release(client: &Client, owner: Option<String>) -> Result<u8, Fault> {
+    let mut path = "/v1/hold".to_owned();
+    if let Some(owner) = owner {
+        // The name goes into a line of HTTP: what could end it goes as a number.
+        let safe = |byte: u8| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' => char::from(byte).to_string(),
+            byte => format!("%{byte:02X}"),
+        };
+        path = format!("{path}?owner={}", owner.bytes().map(safe).collect::<String>());
+    }
+    client.done(Method::DELETE, &path, NO_BODY).await?;
     say("updates are not held any more");
     Ok(0)
 }

@@ -77,6 +77,16 @@ pub(crate) fn problem_status(problem: &Problem) -> u8 {
     }
 }
 
+/// What to type next, whatever the code.
+fn next(code: Code) -> &'static str {
+    match code {
+        Code::Invalid | Code::ReferenceInvalid => "nothing was done; see what the command takes: molt COMMAND --help",
+        Code::NotFound => "see what there is: molt history",
+        Code::DeadlineExceeded | Code::Internal => "it may have been done all the same: molt status",
+        code => advice(code).unwrap_or("see what runs: molt status"),
+    }
+}
+
 /// What to type next, where a code has an answer to that.
 pub(crate) fn advice(code: Code) -> Option<&'static str> {
     match code {
@@ -87,6 +97,7 @@ pub(crate) fn advice(code: Code) -> Option<&'static str> {
         Code::PolicyWider => Some("if that is meant: molt update --allow-wider"),
         Code::NoSpace => Some("free some: molt gc"),
         Code::NothingToRollBackTo => Some("see what there is: molt history"),
+        Code::Stale => Some("look again, then ask again: molt status"),
         Code::Busy => Some("see what is under way: molt status; give it up: molt cancel"),
         Code::StoreUnusable | Code::Unsupported => Some("see what is missing: molt doctor"),
         _ => None,
@@ -111,13 +122,14 @@ impl std::fmt::Display for Fault {
             }
             Self::Problem(problem) => {
                 f.write_str(&super::text::clean(&problem.detail))?;
-                match advice(problem.code) {
-                    Some(advice) => write!(f, "\n{advice}"),
-                    None => Ok(()),
-                }
+                write!(f, "\n{}", next(problem.code))
             }
-            Self::Broken(why) => write!(f, "the supervisor's answer could not be read: {why}"),
-            Self::Local(why) | Self::Usage(why) => f.write_str(why),
+            Self::Broken(why) => {
+                write!(f, "the supervisor's answer could not be read: {why}\n")?;
+                f.write_str("what was asked for may have been done; what runs, runs on: molt status")
+            }
+            Self::Local(why) => write!(f, "{why}\nwhat runs, runs on: molt status"),
+            Self::Usage(why) => write!(f, "{why}\nnothing was done; what a command takes: molt COMMAND --help"),
             Self::Closed => f.write_str("standard output is closed"),
             Self::Interrupted(id) => {
                 write!(f, "{id} goes on without you; follow it: molt status --watch; give it up: molt cancel {id}")

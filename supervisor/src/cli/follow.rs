@@ -116,7 +116,7 @@ async fn stream(
                     What::Outcome { result } => return Ok(*result),
                     what => {
                         // It may be that nothing goes on by itself.
-                        if matches!(what, What::Warning { .. }) {
+                        if matches!(what, What::Warning { .. } | What::Phase { phase: PhaseName::Held, .. }) {
                             heard = before(heard, SILENCE.saturating_sub(TICK));
                         }
                         screen.event(&what);
@@ -145,7 +145,9 @@ async fn record(client: &Client, followed: Followed, since: &mut Instant) -> Res
     match client.get::<UpdateView>(&format!("/v1/updates/{id}")).await {
         Ok(view) => {
             *since = Instant::now();
-            let over = view.outcome.is_some() || (until == Until::Decision && undecided(&view));
+            // Held: ready, and it goes on by itself when the hold ends.
+            let waits = undecided(&view) || view.reason == Some(Code::Held);
+            let over = view.outcome.is_some() || (until == Until::Decision && waits);
             Ok(over.then_some(view))
         }
         // Taken a moment ago, and not in the snapshot yet.

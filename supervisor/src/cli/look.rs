@@ -7,7 +7,8 @@ use std::{io::IsTerminal as _, time::Duration};
 use hyper::{Method, StatusCode};
 use molt_core::{
     code::Code,
-    wire::{BadView, Document, Event, ExecView, GenerationView, Status, UpdateView},
+    ids::Generation,
+    wire::{BadView, Difference, Document, Event, ExecView, GenerationView, Status, UpdateView},
 };
 use tokio::time::{sleep, timeout};
 
@@ -24,8 +25,10 @@ use crate::api::Health;
 const BURST: Duration = Duration::from_millis(150);
 /// Some things change without an event.
 const LOOK: Duration = Duration::from_secs(5);
-/// Home, and clear to the end.
-const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
+/// Clear, and hide the cursor.
+const BEGIN: &[u8] = b"\x1b[2J\x1b[?25l";
+/// Show it again.
+const END: &[u8] = b"\x1b[?25h";
 
 /// `molt status`.
 pub(crate) async fn status(printer: Printer, client: &Client, watch: bool) -> Result<u8, Fault> {
@@ -34,23 +37,35 @@ pub(crate) async fn status(printer: Printer, client: &Client, watch: bool) -> Re
         printer.document(&shown, screen::status)?;
         return Ok(0);
     }
-    let clears = !printer.is_data() && std::io::stdout().is_terminal();
+    let live = !printer.is_data() && std::io::stdout().is_terminal();
     let print = |document: &Document| {
-        if clears {
-            out(CLEAR)?;
-        }
-        printer.item(document, screen::status)
+        if live { out(frame(&screen::status(document)).as_bytes()) } else { printer.item(document, screen::status) }
     };
-    print(&shown)?;
-    loop {
-        tokio::select! {
-            changed = next(client, &shown) => {
-                shown = changed?;
-                print(&shown)?;
-            }
-            Ok(()) = tokio::signal::ctrl_c() => return Ok(0),
-        }
+    if live {
+        out(BEGIN)?;
     }
+    print(&shown)?;
+    let ended = loop {
+        tokio::select! {
+            changed = next(client, &shown) => match changed.and_then(|changed| print(&changed).map(|()| changed)) {
+                Ok(changed) => shown = changed,
+                Err(fault) => break Err(fault),
+            },
+            Ok(()) = tokio::signal::ctrl_c() => break Ok(0),
+        }
+    };
+    if live {
+        out(END)?;
+    }
+    ended
+}
+
+/// A screenful, drawn over the one before: from the top, each line cleared behind its end, nothing below, never scrolled.
+fn frame(text: &str) -> String {
+    let rows = rustix::termios::tcgetwinsize(std::io::stdout()).map_or(0, |size| usize::from(size.ws_row));
+    let most = if rows > 1 { rows - 1 } else { usize::MAX };
+    let lines = text.lines().take(most).map(|line| format!("{line}\x1b[K\r\n"));
+    format!("\x1b[H{}\x1b[J", lines.collect::<String>())
 }
 
 /// The next status that differs, through restarts of the supervisor.
@@ -90,6 +105,16 @@ pub(crate) async fn history(printer: Printer, client: &Client) -> Result<u8, Fau
         execs => execs?,
     };
     printer.document(show::Past::merged(updates, execs).as_slice(), show::history)?;
+    Ok(0)
+}
+
+/// `molt diff`.
+pub(crate) async fn diff(printer: Printer, client: &Client, from: Generation, to: Generation) -> Result<u8, Fault> {
+    let difference: Difference = client.get(&format!("/v1/difference?from={from}&to={to}")).await?;
+    printer.document(&difference, show::difference)?;
+    if !printer.is_data() && difference.fields.is_empty() && difference.policy.is_empty() {
+        say(&printer.paint(Tone::Good, &format!("generations {from} and {to} are alike")));
+    }
     Ok(0)
 }
 

@@ -28,6 +28,7 @@ use std::path::Path;
 pub(crate) use args::{Args, InitArgs};
 use args::{Bad, Command, Policy, Spec};
 use clap::CommandFactory as _;
+use molt_core::wire::{Document, Problem};
 
 use self::{client::Client, fault::Fault, print::Printer};
 
@@ -49,6 +50,7 @@ pub(crate) fn run(args: Args) -> u8 {
             crate::demo::run(json || printer.is_data(), keep).map_err(|error| Fault::Local(format!("{error:#}")))
         }
         Command::Completions { shell } => completions(shell),
+        Command::Man { folder } => man(folder.as_deref()),
         Command::Version => printer.version(),
         Command::Policy { command: Policy::Check { file } } => check::policy(printer, &file),
         Command::Policy { command: Policy::Diff { file, against: Some(old), .. } } => {
@@ -71,7 +73,21 @@ fn online(printer: Printer, socket: Option<&Path>, command: Command) -> Result<u
         .enable_all()
         .build()
         .map_err(|error| Fault::Local(format!("failed to start: {error}")))?;
-    runtime.block_on(ask(printer, &client, command))
+    runtime.block_on(async {
+        let result = ask(printer, &client, command).await;
+        match result {
+            Err(Fault::Problem(problem)) => Err(Fault::Problem(with_what_runs(&client, problem).await)),
+            result => result,
+        }
+    })
+}
+
+/// A refusal, with what runs all the same: a person who reads it wants to know that first.
+async fn with_what_runs(client: &Client, mut problem: Problem) -> Problem {
+    if let Ok(document) = client.get::<Document>("/v1/status").await {
+        problem.detail = format!("{}\n{}", problem.detail, status::runs(&document.status));
+    }
+    problem
 }
 
 async fn ask(printer: Printer, client: &Client, command: Command) -> Result<u8, Fault> {
@@ -85,14 +101,15 @@ async fn ask(printer: Printer, client: &Client, command: Command) -> Result<u8, 
         Command::Confirm(wait) => change::confirm(printer, client, wait).await,
         Command::Reject(wait) => change::reject(printer, client, wait).await,
         Command::Cancel { id, wait } => change::cancel(printer, client, id, wait).await,
-        Command::Hold { ttl, reason } => change::hold(client, ttl, reason).await,
-        Command::Release => change::release(client).await,
+        Command::Hold { ttl, reason, owner } => change::hold(printer, client, ttl, reason, owner).await,
+        Command::Release { owner } => change::release(client, owner).await,
         Command::Gc => change::collect(printer, client).await,
         Command::Bad { command: Bad::List } => look::bad(printer, client).await,
         Command::Bad { command: Bad::Remove { digest } } => change::forget(client, digest).await,
         Command::Status { watch } => look::status(printer, client, watch).await,
         Command::History => look::history(printer, client).await,
         Command::Show { what, evidence } => look::show(printer, client, what, evidence).await,
+        Command::Diff { from, to } => look::diff(printer, client, from, to).await,
         Command::Probe { kind } => look::probe(printer, client, kind).await,
         Command::Events { follow } => stream::events(printer, client, follow).await,
         Command::Logs { follow, tail } => stream::logs(printer, client, follow, tail).await,
@@ -104,6 +121,7 @@ async fn ask(printer: Printer, client: &Client, command: Command) -> Result<u8, 
         | Command::Doctor
         | Command::Demo { .. }
         | Command::Completions { .. }
+        | Command::Man { .. }
         | Command::Version => Ok(0),
     }
 }
@@ -112,5 +130,22 @@ fn completions(shell: clap_complete::Shell) -> Result<u8, Fault> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Args::command(), "molt", &mut text);
     print::out(&text)?;
+    Ok(0)
+}
+
+/// Pages of the manual: all of them into a folder, or that of `molt` itself on standard output.
+fn man(folder: Option<&Path>) -> Result<u8, Fault> {
+    let failed = |error: std::io::Error| Fault::Local(format!("failed to write the pages: {error}"));
+    match folder {
+        Some(folder) => {
+            std::fs::create_dir_all(folder).map_err(failed)?;
+            clap_mangen::generate_to(Args::command(), folder).map_err(failed)?;
+        }
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Args::command()).render(&mut page).map_err(failed)?;
+            print::out(&page)?;
+        }
+    }
     Ok(0)
 }

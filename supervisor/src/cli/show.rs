@@ -7,7 +7,9 @@ use std::fmt::Write as _;
 use molt_core::{
     code::Code,
     ids::{Digest, Generation, ImageRef, UpdateId},
-    wire::{BadView, Collected, ExecView, GenerationView, Outcome, PlanView, UpdateView, undecided},
+    wire::{
+        BadView, Collected, Difference, ExecView, Expected, GenerationView, Outcome, PlanView, UpdateView, undecided,
+    },
 };
 
 use serde::{Serialize, Serializer};
@@ -58,6 +60,9 @@ pub(crate) fn ending(view: &UpdateView) -> String {
     let name = outcome(view.outcome);
     match view.outcome {
         None if undecided(view) => format!("undecided{}; {to} runs{runs}{}", why(view), downtime(view)),
+        None if view.reason == Some(Code::Held) => {
+            format!("held; {to} is ready{runs}, and starts by itself when the hold ends{}", untouched(view))
+        }
         None => format!("{} is {name}", view.id),
         Some(Outcome::Confirmed) => format!("{name}: {to} runs{runs}{}", downtime(view)),
         Some(Outcome::Noop) => format!("{name}: {to} runs{runs} already"),
@@ -209,11 +214,32 @@ pub(crate) fn update(view: &UpdateView, with_evidence: Evidence) -> String {
     if let Some(status) = evidence.exit_status {
         let _ = writeln!(shown, "\nExit status {status}");
     }
+    if let Some(difference) = &evidence.difference {
+        let _ = write!(shown, "\nDifference\n{}", self::difference(difference));
+    }
     for (title, lines) in [("Probes", &evidence.probes), ("Output", &evidence.output)] {
         if !lines.is_empty() {
             let _ = writeln!(shown, "\n{title}");
         }
         for line in lines {
+            let _ = writeln!(shown, "  {}", text::clean_line(line));
+        }
+    }
+    shown
+}
+
+/// `molt diff`.
+pub(crate) fn difference(difference: &Difference) -> String {
+    let mut shown = String::new();
+    for change in &difference.fields {
+        let side = |sign: char, value: &Option<String>| {
+            value.as_ref().map(|value| format!("{sign} {}: {}\n", text::clean(&change.field), text::line(value, 300)))
+        };
+        shown.extend([side('-', &change.from), side('+', &change.to)].into_iter().flatten());
+    }
+    for section in &difference.policy {
+        let _ = writeln!(shown, "policy {}", text::clean(&section.section));
+        for line in &section.lines {
             let _ = writeln!(shown, "  {}", text::clean_line(line));
         }
     }
@@ -262,11 +288,23 @@ pub(crate) fn plan(plan: &PlanView) -> String {
         ("To fetch", Some(text::bytes(plan.bytes_to_fetch))),
         ("On disk", Some(format!("{} of {} free", text::bytes(plan.bytes_on_disk), text::bytes(plan.bytes_free)))),
         ("Runs", Some(text::line(&plan.command.join(" "), 200))),
+        ("Downtime", plan.expected_downtime.as_ref().map(expected)),
     ]);
+    for line in &plan.policy_difference {
+        let _ = writeln!(shown, "policy: {}", text::clean_line(line));
+    }
+    for line in &plan.wider {
+        let _ = writeln!(shown, "wider: {}", text::line(line, 300));
+    }
     for warning in &plan.warnings {
         let _ = writeln!(shown, "warning: {}", text::clean(warning));
     }
     shown
+}
+
+fn expected(gap: &Expected) -> String {
+    let (median, worst) = (text::micros(gap.median_us), text::micros(gap.worst_us));
+    format!("about {median}, at worst {worst}, as in the last {}", gap.of)
 }
 
 /// `molt gc`.

@@ -32,8 +32,7 @@ pub(crate) fn status(document: &Document) -> String {
             "Held",
             status.hold.as_ref().map(|hold| {
                 let why = hold.reason.as_ref().map(|why| format!(": {}", text::line(why, 120))).unwrap_or_default();
-                let left = text::seconds(std::time::Duration::from_millis(hold.ttl_ms));
-                format!("by {}, {left} left{why}", text::line(&hold.by, 60))
+                format!("by {} until {}{why}", text::line(&hold.owner, 64), text::time(&hold.until))
             }),
         ),
         ("Seccomp", status.workload.running.then(|| seccomp(status.seccomp).to_owned())),
@@ -70,6 +69,16 @@ pub(crate) fn status(document: &Document) -> String {
         let _ = writeln!(shown, "degraded: {}", text::line(line, 300));
     }
     shown
+}
+
+/// What runs, in a line.
+pub(super) fn runs(status: &Status) -> String {
+    match running(status).filter(|_| status.workload.running) {
+        Some(view) => {
+            format!("generation {} runs {}, {}", view.generation, show::image(view.image.as_ref()), workload(status))
+        }
+        None => format!("the workload does not run (phase {})", status.phase),
+    }
 }
 
 fn seccomp(profile: SeccompProfile) -> &'static str {
@@ -131,7 +140,10 @@ fn bad(status: &Status) -> Option<String> {
 fn is_fine(condition: &Condition) -> bool {
     match condition.r#type.as_str() {
         "Progressing" => true,
-        "Degraded" | "DefaultIdentity" | "JournalReset" | "RunsAsRoot" => condition.status == "False",
+        "Trial" | "Staged" | "Held" => true,
+        "Degraded" | "DefaultIdentity" | "Drifted" | "Fallback" | "JournalReset" | "RunsAsRoot" => {
+            condition.status == "False"
+        }
         _ => condition.status == "True",
     }
 }

@@ -47,6 +47,10 @@ fn the_command_line_is_consistent_and_strict() {
         "molt probe ready",
         "molt logs -f --tail 10",
         "molt bad list",
+        "molt diff 1 2",
+        "molt hold --owner ci --ttl 5m",
+        "molt release --owner ci",
+        "molt man",
         "molt policy diff new.yaml",
         "molt policy diff new.yaml registry.example.com/a:1",
         "molt policy diff new.yaml --against old.yaml",
@@ -92,6 +96,7 @@ async fn every_end_of_an_update_has_its_exit_status() {
         "molt status",
         "molt history",
         "molt show 1",
+        "molt diff 1 2",
         "molt show u8 --evidence",
         "molt bad list",
         "molt gc",
@@ -335,4 +340,67 @@ fn files_are_read_whole_or_not_at_all() {
     assert_eq!(change::read(&path).unwrap_err().status(), 2);
     std::fs::remove_file(&path).unwrap();
     assert_eq!(change::read(&path).unwrap_err().status(), 2);
+}
+
+/// Whatever goes wrong, a person is told what to do about it.
+#[test]
+fn every_error_says_what_to_type_next() {
+    let io = |kind| fault::Fault::Unreachable { socket: "/run/x".into(), source: std::io::Error::from(kind) };
+    let mut all = vec![
+        io(std::io::ErrorKind::NotFound),
+        io(std::io::ErrorKind::ConnectionRefused),
+        io(std::io::ErrorKind::PermissionDenied),
+        io(std::io::ErrorKind::Other),
+        fault::Fault::Broken("x".to_owned()),
+        fault::Fault::Local("x".to_owned()),
+        fault::Fault::Usage("x".to_owned()),
+        fault::Fault::Interrupted(UpdateId(7)),
+        fault::Fault::TimedOut(UpdateId(7)),
+    ];
+    let codes = [
+        Code::Invalid,
+        Code::ReferenceInvalid,
+        Code::NotFound,
+        Code::Busy,
+        Code::Held,
+        Code::Stale,
+        Code::KeyReused,
+        Code::NothingToRollBackTo,
+        Code::NoSpace,
+        Code::StoreUnusable,
+        Code::PolicyWider,
+        Code::KnownBad,
+        Code::WrongPlatform,
+        Code::DeadlineExceeded,
+        Code::RegistryUnreachable,
+        Code::Internal,
+    ];
+    all.extend(codes.map(|code| fault::Fault::Problem(Problem::new(code, "x"))));
+    for fault in all {
+        let text = fault.to_string();
+        assert!(text.contains("molt ") || text.contains("--help"), "{fault:?}: {text}");
+    }
+}
+
+#[test]
+fn every_command_has_a_page_and_every_shell_its_completions() {
+    let folder = std::env::temp_dir().join(format!("molt-man-{}", std::process::id()));
+    assert_eq!(super::man(Some(&folder)).unwrap(), 0);
+    let mut missing = Vec::new();
+    for command in Args::command().get_subcommands() {
+        let page = std::fs::read_to_string(folder.join(format!("molt-{}.1", command.get_name()))).unwrap_or_default();
+        if !page.contains(".TH molt-") {
+            missing.push(command.get_name().to_owned());
+        }
+    }
+    assert!(missing.is_empty() && folder.join("molt.1").exists(), "{missing:?}");
+    std::fs::remove_dir_all(&folder).unwrap();
+    for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+        let mut text = Vec::new();
+        clap_complete::generate(shell, &mut Args::command(), "molt", &mut text);
+        let text = String::from_utf8(text).unwrap();
+        for word in ["rollback", "allow-wider", "unconfined", "diff"] {
+            assert!(text.contains(word), "{shell}: {word}");
+        }
+    }
 }

@@ -8,28 +8,20 @@ use molt_core::{
     code::Code,
     ids::{Digest, UpdateId},
     machine::{Event, Phase, Target},
-    wire::{Accepted, Collected, PlanView, Problem, UpdateRequest},
+    memory::Held,
+    wire::{Accepted, Collected, Expected, PlanView, Problem, UpdateRequest},
 };
 
 use super::{Brought, Dispatcher, Tidy};
 use crate::{
-    aside,
+    aside, clock,
     command::Command,
-    effects::{Fault, collect, confine, plan, resolve},
-    timer::{self, Instant},
+    effects::{Fault, collect, confine, difference, plan, resolve},
+    timer,
 };
 
 /// How long a clean-up that was asked for waits for its turn.
 const ALONE: std::time::Duration = std::time::Duration::from_secs(20);
-
-/// Updates are held back until then.
-#[derive(Debug, Clone)]
-pub(crate) struct Hold {
-    pub(crate) by: String,
-    pub(crate) reason: Option<String>,
-    pub(crate) until: Instant,
-    pub(crate) timer: tokio::task::AbortHandle,
-}
 
 impl Dispatcher {
     pub(super) fn command(&mut self, command: Command) {
@@ -41,10 +33,11 @@ impl Dispatcher {
                 drop(reply.send(Ok(self.intent(Target::Back(request.to), by, request.reason))));
             }
             Command::Apply { by, reply } => {
+                if let Some(problem) = self.held("the staged generation is kept back") {
+                    return drop(reply.send(Err(problem)));
+                }
                 let staged = self.state.phase == Phase::Held && !self.state.hold;
-                let why =
-                    if self.state.hold { "updates are held; `molt release` ends that" } else { "nothing is staged" };
-                drop(reply.send(self.nudge(staged, Event::Apply, &by, why)));
+                drop(reply.send(self.nudge(staged, Event::Apply, &by, "nothing is staged")));
             }
             Command::Confirm { by, reply } => {
                 let trial = matches!(self.state.phase, Phase::Proving | Phase::AwaitingConfirm);
@@ -60,28 +53,13 @@ impl Dispatcher {
                 let why = "no such update is under way, or it has passed its gate (`molt rollback` goes back)";
                 drop(reply.send(self.nudge(early, Event::Cancel, &by, why)));
             }
-            Command::Hold { ttl_ms, reason, by, reply } => {
-                let ttl = std::time::Duration::from_millis(ttl_ms);
-                let answers = self.answers.clone();
-                let timer = tokio::spawn(async move {
-                    timer::sleep(ttl).await;
-                    let _ = answers.send(Event::Release);
-                });
-                let hold = Hold { by, reason, until: Instant::now() + ttl, timer: timer.abort_handle() };
-                if let Some(old) = self.hold.replace(hold) {
-                    old.timer.abort();
-                }
-                self.take(Event::Hold);
-                drop(reply.send(Ok(())));
+            Command::Hold { owner, ttl_ms, reason, by, reply } => {
+                drop(reply.send(self.hold(Held { owner, by, reason, since_ms: clock::unix_ms(), ttl_ms })));
             }
-            Command::Release { by, reply } => {
-                tracing::info!(by, "hold released");
-                if let Some(old) = self.hold.take() {
-                    old.timer.abort();
-                }
-                self.take(Event::Release);
-                drop(reply.send(Ok(())));
-            }
+            Command::Release { owner, by, reply } => drop(reply.send(self.release(owner.as_deref(), &by))),
+            Command::Compare { from, to, reply } => self.compare(from, to, reply),
+            Command::Ping { reply } => drop(reply.send(Ok(()))),
+            Command::On { terms, command } => self.on(terms, *command),
             Command::Collect { reply } => self.collect_now(reply),
             Command::ForgetBad { digest, by, reply } => drop(reply.send(self.forget(digest, &by))),
             Command::Exec { options, by, reply } => self.exec(options, by, reply),
@@ -104,6 +82,7 @@ impl Dispatcher {
     }
 
     fn intent(&mut self, target: Target, by: String, note: Option<String>) -> Accepted {
+        self.remember(&target, &by, note.as_ref());
         let accepted = Accepted { id: UpdateId(self.state.next_update), after_seq: self.context.events.last() };
         self.take(Event::Intent { target, by, note });
         accepted
@@ -130,9 +109,10 @@ impl Dispatcher {
             .unwrap_or_else(|| self.context.policy.clone());
         let before = self.before();
         let alike = self.state.known.clone();
+        let expected = Expected::of(self.history.iter());
         drop(tokio::spawn(async move {
             let plan = async {
-                let policy = request.policy.clone().unwrap_or(in_force);
+                let policy = request.policy.clone().unwrap_or_else(|| in_force.clone());
                 plan::Policy::read(&policy)?;
                 let resolved = resolve::resolve(&context, None, &request.image).await?;
                 let draft = plan::draft(&context, &request.image, &resolved, &policy)?;
@@ -141,6 +121,8 @@ impl Dispatcher {
                 let noop =
                     now.is_some_and(|now| now.same_triple(record.digest, record.policy_digest, record.settings_digest));
                 let mut view = plan::view(&context, &resolved, &draft, noop)?;
+                view.policy_difference = difference::policy_lines(&context, &in_force, &policy)?;
+                view.expected_downtime = expected.filter(|_| !noop);
                 if let Some(before) = before {
                     let ran = alike.values().filter(|known| known.digest == record.digest);
                     let ran = ran.rev().find_map(|known| context.store.as_ref()?.confinement(known.generation));

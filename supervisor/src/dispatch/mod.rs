@@ -5,6 +5,7 @@
 
 mod commands;
 mod exec;
+mod keep;
 mod perform;
 mod view;
 
@@ -21,15 +22,16 @@ use molt_core::{
 use molt_oci::Resolved;
 use tokio::{
     sync::{Notify, mpsc, watch},
-    task::JoinHandle,
+    task::{AbortHandle, JoinHandle},
 };
 
 use crate::{
     clock,
     command::{Command, View},
     effects::{Context, Fault, plan::Draft, prove::Transcript},
+    observe::now::Now,
     rootfs::Rootfs,
-    store::journal::Journal,
+    store::{journal::Journal, memory::Remembered},
     timer,
     triggers::signal::{Asked, Signals},
     workload::run::Live,
@@ -84,7 +86,13 @@ pub(crate) struct Dispatcher {
     prober: Option<JoinHandle<()>>,
     transcripts: HashMap<u64, Transcript>,
     timer: Option<JoinHandle<()>>,
-    hold: Option<commands::Hold>,
+    hold_timer: Option<AbortHandle>,
+    remembered: Remembered,
+    /// What is remembered differs from what is in the store, and waits for the end of a gap.
+    forgetful: bool,
+    /// Commands that wait for the same.
+    put_off: VecDeque<Command>,
+    now: Now,
     answers: mpsc::UnboundedSender<Event>,
     brought: mpsc::UnboundedSender<Brought>,
     view: watch::Sender<Arc<View>>,
@@ -112,6 +120,8 @@ pub(crate) struct Start {
     pub(crate) brought: mpsc::UnboundedSender<Brought>,
     pub(crate) view: watch::Sender<Arc<View>>,
     pub(crate) history: VecDeque<UpdateView>,
+    pub(crate) remembered: Remembered,
+    pub(crate) now: Now,
     pub(crate) facts: view::Facts,
 }
 
@@ -136,7 +146,11 @@ impl Dispatcher {
             prober: None,
             transcripts: HashMap::new(),
             timer: None,
-            hold: None,
+            hold_timer: None,
+            remembered: start.remembered,
+            forgetful: false,
+            put_off: VecDeque::new(),
+            now: start.now,
             answers: start.answers,
             brought: start.brought,
             view: start.view,
@@ -150,6 +164,7 @@ impl Dispatcher {
     /// Runs until PID 1 is to exit, and says with what status.
     pub(crate) async fn run(mut self, first: Event, mut inputs: Inputs) -> i32 {
         self.take(first);
+        self.restore_hold();
         loop {
             if let Some(status) = self.exit {
                 // The last words of the workload are not lost; whoever keeps a pipe open is not waited for.
@@ -161,6 +176,7 @@ impl Dispatcher {
                 let _ = timer::timeout(LAST_WORDS, drained).await;
                 return status;
             }
+            self.catch_up();
             self.publish();
             tokio::select! {
                 biased;
@@ -191,6 +207,7 @@ impl Dispatcher {
                     None => {}
                 }
             }
+            self.now.set(self.state.phase.name(), self.state.ready && !self.in_gap());
             self.announce(before);
             if !self.in_gap() {
                 self.context.events.speak();
@@ -227,6 +244,7 @@ impl Dispatcher {
                 self.hurry.notify_waiters();
                 self.let_go();
             }
+            Event::Release => self.let_updates_go(),
             // From here on the generation's record speaks for its layers.
             Event::Staged { .. } => self.untidy = None,
             Event::Proven { .. } => self.let_go(),

@@ -15,7 +15,11 @@ use molt_core::{
 use super::{Brought, Dispatcher, Work};
 use crate::{
     aside, clock,
-    effects::{Fault, arm, collect, confine, fetch, hook, plan, prove, quiesce, resolve, stage, swap},
+    effects::{
+        Fault, arm, collect, confine,
+        difference::{self, Side},
+        fetch, hook, plan, prove, quiesce, resolve, stage, swap,
+    },
     rootfs,
     store::history,
     timer,
@@ -436,11 +440,13 @@ impl Dispatcher {
         let Ended { attempt, outcome, reason, message } = ended;
         self.work.remove(&attempt.id);
         let failed = matches!(outcome, Outcome::RolledBack | Outcome::Degraded | Outcome::Aborted);
-        let evidence = attempt.to.filter(|_| failed).map(|generation| self.evidence(generation, attempt.exit_status));
+        let seen = |to| self.evidence(to, attempt.from, attempt.exit_status);
+        let evidence = attempt.to.filter(|_| failed).map(seen);
         // Before the gate there is mostly nothing to be seen.
-        let evidence = evidence.filter(|evidence| *evidence != Evidence::default());
+        let evidence =
+            evidence.filter(|evidence| Evidence { difference: None, ..evidence.clone() } != Evidence::default());
         let micros = |ns: Option<u64>| ns.map(|ns| ns / 1000);
-        let view = UpdateView {
+        let mut view = UpdateView {
             id: attempt.id,
             kind: attempt.kind.as_str().to_owned(),
             image: attempt.image,
@@ -456,8 +462,14 @@ impl Dispatcher {
             started: clock::text(attempt.started_ms),
             ended: Some(crate::observe::log::now()),
             evidence,
+            event: None,
         };
         tracing::info!(id = %view.id, outcome = ?outcome, downtime_us = view.downtime_us, "{}: {}", view.kind, view.message);
+        // Its number goes with it into the history: a start tells of it again, to those who were not there.
+        self.context.events.number(Some(view.id), |event| {
+            view.event = Some(event);
+            What::Outcome { result: Box::new(view.clone()) }
+        });
         if let Some(store) = self.context.store.clone() {
             let record = view.clone();
             aside::start("history", move || {
@@ -469,17 +481,20 @@ impl Dispatcher {
         if self.history.len() == HISTORY {
             self.history.pop_front();
         }
-        self.history.push_back(view.clone());
-        self.context.events.publish(Some(view.id), What::Outcome { result: Box::new(view) });
+        self.history.push_back(view);
     }
 
-    fn evidence(&self, generation: Generation, exit_status: Option<i32>) -> Evidence {
+    fn evidence(&self, generation: Generation, from: Option<Generation>, exit_status: Option<i32>) -> Evidence {
+        let side = |number: Generation| Side::of(&self.context, self.state.known.get(&number));
+        let sides = from.filter(|from| *from != generation).and_then(|from| Some((side(from)?, side(generation)?)));
+        let difference = sides.and_then(|(from, to)| difference::between(&self.context, &from, &to).ok());
         let of_it = self.transcripts.iter().filter(|(_, transcript)| transcript.generation == generation);
         let probes = of_it.max_by_key(|(instance, _)| **instance).map(|(_, transcript)| transcript.lines());
         Evidence {
             output: self.context.output.tail(generation, EVIDENCE.0, EVIDENCE.1),
             probes: probes.unwrap_or_default(),
             exit_status,
+            difference,
         }
     }
 

@@ -32,6 +32,7 @@ pub(crate) struct Facts {
 pub(super) struct Board {
     facts: Facts,
     since: HashMap<&'static str, (String, String)>,
+    revision: u64,
     last: Option<Key>,
 }
 
@@ -41,12 +42,12 @@ struct Key {
     state: State,
     said: Option<String>,
     updates: usize,
-    hold: bool,
+    hold: Option<HoldView>,
 }
 
 impl Board {
     pub(super) fn new(facts: Facts) -> Self {
-        Self { facts, since: HashMap::new(), last: None }
+        Self { facts, since: HashMap::new(), revision: 1, last: None }
     }
 
     fn condition(&mut self, name: &'static str, yes: bool, reason: &str, message: String) -> Condition {
@@ -61,6 +62,7 @@ impl Board {
             reason: reason.to_owned(),
             message,
             last_transition_time: entry.1.clone(),
+            observed_generation: self.revision,
         }
     }
 }
@@ -93,7 +95,7 @@ pub(crate) fn empty_view(name: &str, spec: serde_json::Value) -> Arc<View> {
         spec,
         status,
     };
-    Arc::new(View { document, generations: Vec::new(), updates: Vec::new() })
+    Arc::new(View { document, generations: Vec::new(), updates: Vec::new(), revision: String::new() })
 }
 
 impl Dispatcher {
@@ -114,7 +116,7 @@ impl Dispatcher {
             state: self.state.clone(),
             said: self.serving().and_then(|live| live.said.borrow().status.clone()),
             updates: self.history.len() + self.history.back().map_or(0, |view| usize::try_from(view.id.0).unwrap_or(0)),
-            hold: self.hold.is_some(),
+            hold: self.hold_view(),
         };
         if self.board.last.as_ref() == Some(&key) {
             return;
@@ -162,17 +164,12 @@ impl Dispatcher {
         let mut degraded = confinement.as_ref().map(|report| report.degraded.clone()).unwrap_or_default();
         let conditions = self.conditions(&degraded, default_identity, as_root);
         degraded.extend(self.context.client.degraded().iter().map(|wall| format!("unpacking: {wall}")));
-        let hold = self.hold.as_ref().filter(|_| self.state.hold).map(|hold| HoldView {
-            by: hold.by.clone(),
-            reason: hold.reason.clone(),
-            ttl_ms: u64::try_from(hold.until.saturating_duration_since(crate::timer::Instant::now()).as_millis())
-                .unwrap_or(0),
-        });
+        let hold = self.hold_view();
         let mut updates: Vec<UpdateView> = self.history.iter().cloned().collect();
         updates.extend(update.clone());
         updates.extend(self.state.queued.as_ref().map(|attempt| self.under_way(attempt)));
         let status = Status {
-            observed_generation: 1,
+            observed_generation: self.remembered.facts.revision,
             phase: self.state.phase.name(),
             update,
             conditions,
@@ -194,18 +191,24 @@ impl Dispatcher {
             document: Document { status, ..old.document.clone() },
             generations: self.state.known.values().map(molt_core::generation::Record::view).collect(),
             updates,
+            revision: self.revision(),
         }
     }
 
     fn under_way(&self, attempt: &Attempt) -> UpdateView {
+        let waits = self.state.phase == Phase::Held && self.current() == Some(attempt.id);
         UpdateView {
             id: attempt.id,
             kind: attempt.kind.as_str().to_owned(),
             image: attempt.image.clone(),
             from: attempt.from,
             to: attempt.to,
-            outcome: None::<Outcome>,
-            reason: attempt.undecided.as_ref().map(|_| Code::Unhealthy),
+            outcome: (waits && attempt.stage_only).then_some(Outcome::Staged),
+            reason: attempt
+                .undecided
+                .as_ref()
+                .map(|_| Code::Unhealthy)
+                .or((waits && !attempt.stage_only && self.state.hold).then_some(Code::Held)),
             message: attempt.undecided.clone().unwrap_or_else(|| self.phase_message()),
             downtime_us: attempt.downtime_ns.map(|ns| ns / 1000),
             unready_us: attempt.unready_ns.map(|ns| ns / 1000),
@@ -214,14 +217,26 @@ impl Dispatcher {
             started: clock::text(attempt.started_ms),
             ended: None,
             evidence: None,
+            event: None,
         }
+    }
+
+    /// What runs, where it is not the image that the spec names: an update or a rollback that the spec has not caught up with.
+    fn drifted(&self) -> Option<String> {
+        let named = self.context.spec.image.as_ref()?;
+        let runs = self.state.slot.confirmed.and_then(|confirmed| self.state.known.get(&confirmed))?.image.as_ref()?;
+        (runs != named).then(|| format!("the spec names {named}, {runs} is confirmed"))
     }
 
     fn conditions(&mut self, degraded: &[String], default_identity: bool, as_root: bool) -> Vec<Condition> {
         let state = &self.state;
         let (ready, idle, phase) = (state.ready, state.phase.name() == PhaseName::Idle, state.phase);
         let facts = self.board.facts.clone();
+        let revision = self.remembered.facts.revision;
+        let held = self.hold_view();
+        let drifted = self.drifted();
         let board = &mut self.board;
+        board.revision = revision;
         let mut all = vec![
             board.condition("Ready", ready, if ready { "Ready" } else { "NotReady" }, String::new()),
             board.condition("Progressing", !idle, if idle { "Idle" } else { "Update" }, phase.name().to_string()),
@@ -244,6 +259,23 @@ impl Dispatcher {
                 degraded.join("; "),
             ),
         ];
+        let trial = state.slot.trial.as_ref().map(|trial| format!("generation {} must prove itself", trial.generation));
+        let staged = state.attempt.as_ref().filter(|_| phase == Phase::Held).and_then(|attempt| attempt.to);
+        let staged = staged.map(|to| format!("generation {to} is ready to be started"));
+        let hold = held.map(|hold| format!("{} until {}", hold.owner, hold.until));
+        for (name, said, yes, no) in [
+            ("Trial", trial, "Unproven", "Proven"),
+            ("Staged", staged, "Waits", "NothingStaged"),
+            ("Held", hold, "Held", "NotHeld"),
+            ("Drifted", drifted, "OtherImage", "AsTheSpec"),
+        ] {
+            all.push(board.condition(
+                name,
+                said.is_some(),
+                if said.is_some() { yes } else { no },
+                said.unwrap_or_default(),
+            ));
+        }
         if default_identity {
             let message =
                 "no user is named by policy, spec or image, and the image has no user `sandbox`: it runs as 65532";

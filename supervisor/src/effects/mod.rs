@@ -5,6 +5,7 @@
 pub(crate) mod arm;
 pub(crate) mod collect;
 pub(crate) mod confine;
+pub(crate) mod difference;
 pub(crate) mod fetch;
 pub(crate) mod hook;
 pub(crate) mod plan;

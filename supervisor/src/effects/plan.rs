@@ -221,6 +221,8 @@ pub(crate) fn view(context: &Context, resolved: &Resolved, draft: &Draft, noop: 
         bytes_free: space.bytes_free,
         command: draft.record.program.argv.clone(),
         wider: Vec::new(),
+        policy_difference: Vec::new(),
+        expected_downtime: None,
         warnings: draft.warnings.clone(),
     })
 }

@@ -15,7 +15,12 @@ fn event(what: What) -> Event {
 }
 
 fn view() -> View {
-    View { document: fake::document(), generations: vec![fake::generation(1, "1.4")], updates: Vec::new() }
+    View {
+        document: fake::document(),
+        generations: vec![fake::generation(1, "1.4")],
+        updates: Vec::new(),
+        revision: String::new(),
+    }
 }
 
 fn phase(phase: PhaseName) -> Event {

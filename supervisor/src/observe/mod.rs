@@ -3,5 +3,6 @@
 pub(crate) mod events;
 pub(crate) mod log;
 pub(crate) mod metrics;
+pub(crate) mod now;
 pub(crate) mod output;
 pub(crate) mod standard;

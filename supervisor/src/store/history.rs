@@ -10,9 +10,11 @@ use std::{
 };
 
 use molt_core::{
+    code::Code,
     generation::Record,
     ids::Generation,
     journal::Slot,
+    memory::UnderWay,
     wire::{ExecView, Outcome, UpdateView},
 };
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, statat};
@@ -100,7 +102,31 @@ pub(crate) fn lost(past: &[UpdateView], slot: &Slot, known: &BTreeMap<Generation
         started: now.clone(),
         ended: Some(now),
         evidence: None,
+        event: None,
     })
+}
+
+/// The record of a request that was taken and had not come to its gate when Molt ended.
+pub(crate) fn interrupted(request: &UnderWay, slot: &Slot) -> UpdateView {
+    let runs = slot.confirmed.map_or("nothing is confirmed".to_owned(), |one| format!("generation {one} is confirmed"));
+    UpdateView {
+        id: request.update,
+        kind: request.kind.clone(),
+        image: request.image.as_ref().and_then(|image| image.parse().ok()),
+        from: slot.confirmed,
+        to: None,
+        outcome: Some(Outcome::Aborted),
+        reason: Some(Code::Interrupted),
+        message: format!("molt ended while this was under way; {runs}: ask again if it is still wanted"),
+        downtime_us: None,
+        unready_us: None,
+        by: request.by.clone(),
+        note: request.note.clone(),
+        started: crate::clock::text(request.since_ms),
+        ended: Some(crate::observe::log::now()),
+        evidence: None,
+        event: None,
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub(crate) mod audit;
 pub(crate) mod generations;
 pub(crate) mod history;
 pub(crate) mod journal;
+pub(crate) mod memory;
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},

@@ -62,10 +62,23 @@ pub fn request(
 
 /// One request to an operator socket; a body is JSON.
 pub fn operator(socket: &Path, method: &str, path: &str, body: &[u8], timeout: Duration) -> io::Result<Response> {
+    operator_with(socket, method, path, &[], body, timeout)
+}
+
+/// The same with further headers.
+pub fn operator_with(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+    timeout: Duration,
+) -> io::Result<Response> {
     let stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
-    exchange(stream, "molt", method, path, &[("Content-Type", "application/json")], body)
+    let headers = [&[("Content-Type", "application/json")], headers].concat();
+    exchange(stream, "molt", method, path, &headers, body)
 }
 
 fn exchange(

@@ -192,10 +192,35 @@ impl Molt {
 
     /// One request to the operator socket, from outside: no process is started in the sandbox for it.
     pub fn ask(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<http::Response> {
-        let socket = PathBuf::from(format!("/proc/{}/root{SOCKET}", self.sandbox.pid1()?));
+        self.ask_with(method, path, &[], body)
+    }
+
+    /// The same with further headers.
+    pub fn ask_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> anyhow::Result<http::Response> {
+        let socket = self.socket()?;
         let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(body)? };
-        http::operator(&socket, method, path, &body, SOON)
+        http::operator_with(&socket, method, path, headers, &body, SOON)
             .with_context(|| format!("{method} {path} at {}", socket.display()))
+    }
+
+    /// The operator socket, from outside.
+    pub fn socket(&self) -> anyhow::Result<PathBuf> {
+        Ok(PathBuf::from(format!("/proc/{}/root{SOCKET}", self.sandbox.pid1()?)))
+    }
+
+    /// Waits until an update has ended; its record, by the operator socket.
+    pub fn ended(&self, id: &str) -> anyhow::Result<Value> {
+        wait::until_ok(&format!("{id} to end"), SOON, || {
+            let record = self.operator("GET", &format!("/v1/updates/{id}"), &Value::Null)?;
+            ensure!(!record["ended"].is_null(), "{record:#}");
+            Ok(record)
+        })
     }
 
     /// As [`Molt::ask`], which must go well.

@@ -14,6 +14,7 @@ mod hostile;
 mod isolation;
 mod keep;
 mod lifecycle;
+mod operator;
 mod policy;
 mod pressure;
 mod probes;
@@ -55,6 +56,13 @@ pub fn all() -> Vec<Case> {
         hostile::CASES,
         isolation::CASES,
         keep::CASES,
+        operator::requests::CASES,
+        operator::probes::CASES,
+        operator::limits::CASES,
+        operator::metrics::CASES,
+        operator::fuzzed::CASES,
+        operator::manifests::CASES,
+        operator::terminal::CASES,
         policy::CASES,
         pressure::CASES,
         probes::CASES,
