@@ -33,7 +33,7 @@ pub(crate) fn launch(control: &OwnedFd, order: Order) -> Step<Infallible> {
     set_parent_process_death_signal(Some(Signal::KILL)).at("pdeathsig", "launcher")?;
     umask(Mode::from_raw_mode(0o022));
     let mut namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    if left_out(Wall::PidNamespace) {
+    if left_out(Wall::PidNamespace) || left_out(Wall::KillGroup) {
         namespaces -= UnshareFlags::NEWPID;
     }
     unshare_namespaces(namespaces).at("unshare", "mount, pid, ipc, uts")?;

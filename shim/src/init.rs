@@ -15,6 +15,7 @@ use rustix::{
 };
 
 use crate::{
+    planted::{Wall, left_out},
     report, spawn,
     step::{At as _, Step},
 };
@@ -57,6 +58,9 @@ fn reap(control: &OwnedFd, main: Pid, execs: &mut HashMap<Pid, u32>) -> bool {
             let now = clock_gettime(ClockId::Monotonic);
             let at = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0);
             report::tell(control, &FromShim::Exited { status, at });
+            if left_out(Wall::KillGroup) {
+                let _ = rustix::process::kill_process_group(main, Signal::KILL);
+            }
             exit_now(0);
         }
         if let Some(id) = execs.remove(&pid) {

@@ -23,6 +23,8 @@ pub(crate) enum Wall {
     Seccomp,
     /// The generation's processes are in PID 1's PID namespace.
     PidNamespace,
+    /// The same, and its init kills the process group of the workload, and nobody else, when that ends.
+    KillGroup,
     /// The rule for the state is opened below the mount that covers it.
     LateRules,
     /// Still user 0, if without a capability.
@@ -80,6 +82,7 @@ mod build {
             Wall::NewRights => "landlock-v2",
             Wall::Seccomp => "no-seccomp",
             Wall::PidNamespace => "shared-pid",
+            Wall::KillGroup => "kill-group",
             Wall::LateRules => "early-rule",
             Wall::Ids => "no-ids",
             Wall::NoNewPrivs => "no-nnp",

@@ -20,7 +20,7 @@ use crate::{
         difference::{self, Side},
         fetch, hook, plan, prove, quiesce, resolve, stage, swap,
     },
-    rootfs,
+    planted, rootfs,
     store::history,
     timer,
 };
@@ -45,6 +45,9 @@ impl Dispatcher {
             Effect::Arm(run) => self.arm(run),
             Effect::Disarm(run) => self.disarm(run),
             Effect::PreStop { id, run } => return self.pre_stop(id, run),
+            Effect::Probe(run, Purpose::Trial) if planted::is(planted::Fault::EarlyConfirm) => {
+                return Some(Event::Proven { instance: run.instance });
+            }
             Effect::Probe(run, purpose) => self.probe(run, purpose),
             Effect::Unprobe => {
                 if let Some(prober) = self.prober.take() {
@@ -80,6 +83,14 @@ impl Dispatcher {
     }
 
     fn record(&mut self, slot: &molt_core::journal::Slot, mark: Mark) -> Event {
+        if planted::is(planted::Fault::LateTrial)
+            && self.state.phase == Phase::Recording
+            && let Some(init) = self.serving_init()
+        {
+            init.signal(rustix::process::Signal::TERM.as_raw());
+            // So that the order shows.
+            std::thread::sleep(Duration::from_millis(50));
+        }
         let store = self.context.store.clone();
         if let (Mark::Set(generation), Some(store)) = (mark, &store)
             && let Err(error) = store.mark(generation)
@@ -437,6 +448,7 @@ impl Dispatcher {
     }
 
     fn end(&mut self, ended: Ended) {
+        planted::leak();
         let Ended { attempt, outcome, reason, message } = ended;
         self.work.remove(&attempt.id);
         let failed = matches!(outcome, Outcome::RolledBack | Outcome::Degraded | Outcome::Aborted);

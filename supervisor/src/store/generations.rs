@@ -22,6 +22,7 @@ use rustix::{
 };
 
 use super::{Store, StoreError};
+use crate::planted;
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const CONFINEMENT: &str = "confinement.json";
@@ -190,10 +191,16 @@ impl Shelf for Folder<'_> {
     }
 
     fn sync(&mut self, name: &str) -> Result<(), StoreError> {
+        if planted::is(planted::Fault::NoFolderSync) {
+            return Ok(());
+        }
         fsync(&self.open(name)?).map_err(self.store.failed("sync", self.number))
     }
 
     fn sync_store(&mut self) -> Result<(), StoreError> {
+        if planted::is(planted::Fault::NoFolderSync) {
+            return Ok(());
+        }
         self.store.sync()
     }
 

@@ -11,6 +11,8 @@ use rustix::{
     io::{Errno, pread, pwrite},
 };
 
+use crate::planted;
+
 /// The open journal.
 pub(crate) type Journal = journal::Journal<File>;
 
@@ -63,6 +65,9 @@ impl Medium for File {
     }
 
     fn sync(&mut self) -> Result<(), Errno> {
+        if planted::is(planted::Fault::NoSlotSync) {
+            return Ok(());
+        }
         fdatasync(&self.file)
     }
 

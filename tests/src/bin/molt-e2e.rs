@@ -10,6 +10,7 @@ use anyhow::Context;
 use libtest_mimic::Arguments;
 use molt_tests::harness::bed::Bed;
 use molt_tests::harness::cases::{self, Case};
+use molt_tests::harness::tally;
 use molt_tests::harness::world::{self, World};
 use molt_tests::suites;
 
@@ -39,5 +40,8 @@ fn run() -> anyhow::Result<ExitCode> {
     let conclusion = libtest_mimic::run(&arguments, trials);
     let bed = Arc::into_inner(bed).context("a test still holds the bed")?;
     bed.close()?;
+    if let Some(tally) = tally::all() {
+        println!("{tally}");
+    }
     Ok(conclusion.exit_code())
 }

@@ -99,7 +99,7 @@ fn run() -> io::Result<std::convert::Infallible> {
     let of_signals = Arc::clone(&daemon);
     thread::spawn(move || handle_signals(&of_signals, watched));
     if daemon.behaviour.has("double-fork") {
-        // `setsid` would do more, but a child of a parent that is gone is what escapes a naive kill.
+        // A child of a parent that is gone, in a session of its own, is what escapes a naive kill.
         let sh = Command::new(env::current_exe()?).arg("--stray").stdin(Stdio::null()).spawn()?;
         drop(sh);
     }
@@ -179,6 +179,7 @@ fn handle_signals(daemon: &Daemon, watched: SigSet) {
 
 /// The child that outlives its parent: it shows by a moving file that it is still alive.
 fn stray(state: &Path) -> ! {
+    let _ = nix::unistd::setsid();
     for beat in 0_u64.. {
         let _ = fs::write(state.join("stray"), beat.to_string());
         thread::sleep(Duration::from_millis(20));

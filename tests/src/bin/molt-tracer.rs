@@ -65,6 +65,7 @@ fn obey(order: &Order, shared: &mut Shared) -> Answer {
             Answer::Done
         }
         Order::Counted => Answer::Counted(shared.counted.clone()),
+        Order::Progress => Answer::Progress(shared.counted.calls.len(), shared.counted.struck.is_some()),
     }
 }
 

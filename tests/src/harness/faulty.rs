@@ -24,6 +24,8 @@ pub enum Fault {
     Corrupt(u64),
     /// After this many bytes of the body nothing more comes, for as long as the client waits.
     Stall(u64),
+    /// After this many bytes of the body one more comes now and then: never so late that nothing seems to come.
+    Drip(u64),
     /// Another `Content-Type`.
     ContentType(&'static str),
     /// The answer is delayed.
@@ -165,6 +167,14 @@ fn pass(shared: &Shared, client: TcpStream, upstream: SocketAddr) -> io::Result<
             io::copy(&mut from_server.take(at), &mut client)?;
             // Until the client hangs up.
             client.read_exact(&mut [0])?;
+        }
+        Some(Fault::Drip(at)) => {
+            io::copy(&mut from_server.by_ref().take(at), &mut client)?;
+            let mut byte = [0];
+            while from_server.read(&mut byte)? == 1 {
+                client.write_all(&byte)?;
+                thread::sleep(Duration::from_millis(50));
+            }
         }
         Some(Fault::Corrupt(at)) => {
             io::copy(&mut from_server.by_ref().take(at), &mut client)?;

@@ -263,8 +263,9 @@ impl Sandbox {
     }
 
     fn light_command(&self) -> Command {
-        let mut command = Command::new("sh");
-        self.light_arguments(&mut command);
+        // Its shell runs its own `mount` and `mkdir` without an exec: a sandbox starts in a fraction of the time.
+        let mut command = Command::new("busybox");
+        self.light_arguments(command.arg("sh"));
         command
     }
 

@@ -23,7 +23,9 @@ mod redteam;
 mod registry;
 mod restart;
 mod runtimes;
+mod scarce;
 mod simulator;
+mod soak;
 mod trees;
 mod triggers;
 mod unconfined;
@@ -46,6 +48,7 @@ pub fn all() -> Vec<Case> {
         boot_errors::CASES,
         crash::errno::CASES,
         crash::kill::CASES,
+        crash::planted::CASES,
         crash::power::CASES,
         deadlines::CASES,
         docs::CASES,
@@ -68,7 +71,9 @@ pub fn all() -> Vec<Case> {
         probes::CASES,
         restart::CASES,
         runtimes::CASES,
+        scarce::CASES,
         simulator::CASES,
+        soak::CASES,
         trees::CASES,
         unconfined::CASES,
         unpack::CASES,

@@ -18,7 +18,7 @@ use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
-use crate::harness::memory::Memory;
+use crate::harness::cgroup::Group;
 use crate::harness::molt::{Molt, SOCKET, SOON, Setup};
 use crate::harness::process::Output;
 use crate::harness::runtime::Kind;
@@ -211,7 +211,7 @@ fn no_descriptors(bed: &Bed) -> anyhow::Result<()> {
 fn no_memory(bed: &Bed) -> anyhow::Result<()> {
     let molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
     let before = molt.get("/")?;
-    let memory = Memory::limit(bed, &molt, 64 << 20)?;
+    let memory = Group::memory(bed, &molt, 64 << 20)?;
     // Looks for the end of a line that has none.
     let hog = molt.molt(&["exec", "--", "busybox", "tail", "/dev/zero"])?;
     ensure!(memory.kills()? > 0, "memory did not run out: {hog:?}");

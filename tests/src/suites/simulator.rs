@@ -6,6 +6,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
+use crate::harness::tally::{self, Tally};
 use crate::sim::{run, world::Plant};
 
 /// The tests of this suite.
@@ -26,6 +27,12 @@ const SEEDS: u64 = 50_000;
 
 fn told(report: &run::Report) -> anyhow::Result<()> {
     println!("simulator: {report}");
+    tally::add(Tally {
+        seeds: report.seeds,
+        simulated: report.faults + report.blows,
+        unrecovered: u64::from(report.broken.is_some()),
+        ..Tally::default()
+    });
     if let Some((seed, broken)) = &report.broken {
         anyhow::bail!("{broken}: `{}={seed}` or `molt-sim {seed}` shows it; {report}", run::SEED);
     }

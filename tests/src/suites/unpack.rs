@@ -17,9 +17,9 @@ use serde_json::json;
 use super::bad::{pull_fails, recipe, tidy};
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
+use crate::harness::cgroup::Group;
 use crate::harness::faulty::{Fault, Faulty};
 use crate::harness::image::{Layer, Packed, Packing, digest};
-use crate::harness::memory::Memory;
 use crate::harness::molt::{Molt, PROGRAM, SOON, Setup};
 use crate::harness::process::{self, Background};
 use crate::harness::runtime::Kind;
@@ -229,7 +229,7 @@ fn wide_layer() -> anyhow::Result<Packed> {
 fn out_of_memory(bed: &Bed) -> anyhow::Result<()> {
     let image = bed.image("bad/wide:1", || Ok(recipe(bed, "v2")?.layer(wide_layer()?).build()))?;
     let molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
-    let memory = Memory::limit(bed, &molt, 48 << 20)?;
+    let memory = Group::memory(bed, &molt, 48 << 20)?;
     let before = molt.stored("generations")?;
     let failed = molt.molt(&["update", &image])?;
     ensure!(memory.kills()? > 0, "memory did not run out");

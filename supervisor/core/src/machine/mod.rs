@@ -22,4 +22,6 @@ pub use state::{Attempt, Back, Kind, Phase, Run, Settings, State};
 pub use step::step;
 
 #[cfg(test)]
+mod stories;
+#[cfg(test)]
 mod tests;

@@ -77,6 +77,14 @@ impl Tracer {
         self.ask(&Order::Count { which, strike }).map(drop)
     }
 
+    /// How many calls were counted so far, and whether one was struck.
+    pub fn progress(&mut self) -> anyhow::Result<(usize, bool)> {
+        match self.ask(&Order::Progress)? {
+            Answer::Progress(calls, struck) => Ok((calls, struck)),
+            other => bail!("the tracer says {other:?}"),
+        }
+    }
+
     /// What was counted.
     pub fn counted(&mut self) -> anyhow::Result<Counted> {
         match self.ask(&Order::Counted)? {

@@ -68,6 +68,8 @@ pub enum Order {
     },
     /// Say what was counted.
     Counted,
+    /// Say how much was counted.
+    Progress,
 }
 
 /// One call.
@@ -152,6 +154,8 @@ pub enum Answer {
     Seen(Vec<Seen>),
     /// To [`Order::Counted`].
     Counted(Counted),
+    /// To [`Order::Progress`]: how many calls, and whether one was struck.
+    Progress(usize, bool),
     /// The tracer can do no more.
     Failed(String),
 }

@@ -1,6 +1,7 @@
 //! Registries that are not there, refuse, stumble or lie. None of it counts against an image.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use base64::Engine as _;
@@ -11,8 +12,9 @@ use super::{daemons, fails, last_layer, look, pull_fails, recipe, says, setup, t
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
 use crate::harness::faulty::{Fault, Faulty};
-use crate::harness::molt::{Molt, Setup};
+use crate::harness::molt::{Molt, SOON, Setup};
 use crate::harness::registry::{PASSWORD, Registry, USER, free_port};
+use crate::harness::wait;
 
 /// The tests of this suite.
 pub(in crate::suites) const CASES: &[Case] = &[
@@ -28,6 +30,9 @@ pub(in crate::suites) const CASES: &[Case] = &[
     case("bad::registry::a_few_faults_are_overcome", overcome),
     case("bad::registry::a_blob_cut_short_again_and_again", cut_short),
     case("bad::registry::a_blob_that_never_ends_when_the_deadline_passes", stalled),
+    case("bad::registry::a_blob_that_comes_byte_by_byte_when_the_deadline_passes", dripping),
+    case("bad::registry::a_redirect_that_leads_to_itself", redirected),
+    case("bad::registry::a_tag_that_moves_during_the_pull_changes_nothing", moved_tag),
     case("bad::registry::a_blob_that_is_shorter_than_the_manifest_says", shorter),
     case("bad::registry::a_blob_with_another_digest_is_not_held_against_the_image", wrong_digest),
     case("bad::registry::a_manifest_with_another_digest", wrong_manifest),
@@ -181,17 +186,64 @@ fn cut_short(bed: &Bed) -> anyhow::Result<()> {
 }
 
 fn stalled(bed: &Bed) -> anyhow::Result<()> {
+    late(bed, Fault::Stall(20))
+}
+
+/// No single wait is long, and the whole is.
+fn dripping(bed: &Bed) -> anyhow::Result<()> {
+    late(bed, Fault::Drip(20))
+}
+
+fn late(bed: &Bed, fault: Fault) -> anyhow::Result<()> {
     let registry = bed.registry()?.address;
     let proxy = Faulty::start(registry)?;
     let hosts = json!([registry.to_string(), proxy.address.to_string()]);
     let setup = setup(bed)?.with("/registries/insecure", hosts).with("/update/pullDeadline", json!("1s"));
     let molt = setup.start()?;
     bed.small("v2")?;
-    proxy.rule(&last_layer(bed, "v2")?, Fault::Stall(20), None);
+    proxy.rule(&last_layer(bed, "v2")?, fault, None);
     pull_fails(&molt, 1, &proxy.reference("small:v2"), &["after 1 s"])?;
     proxy.heal();
     molt.expect(0, &["update", &proxy.reference("small:v2")])?;
     molt.serves("v2", 2)
+}
+
+fn redirected(bed: &Bed) -> anyhow::Result<()> {
+    let (molt, proxy) = behind_a_proxy(bed)?;
+    bed.small("v2")?;
+    let layer = last_layer(bed, "v2")?;
+    proxy.rule(&layer, Fault::Status(307, "Location: ?again\r\n"), None);
+    pull_fails(&molt, 1, &proxy.reference("small:v2"), &["more than 5 redirects"])?;
+    let asked = proxy.requests().iter().filter(|request| request.contains(&layer)).count();
+    ensure!(asked <= 4 * 6, "asked {asked} times");
+    proxy.heal();
+    molt.expect(0, &["update", &proxy.reference("small:v2")])?;
+    molt.serves("v2", 2)
+}
+
+/// What the tag led to when it was asked is what is fetched and what is shown.
+fn moved_tag(bed: &Bed) -> anyhow::Result<()> {
+    let (molt, proxy) = behind_a_proxy(bed)?;
+    let (registry, layout) = (bed.registry()?, bed.scratch("layout")?);
+    let mut digests = Vec::new();
+    for version in ["v2", "v3"] {
+        let built = recipe(bed, version)?.build();
+        built.write_layout(&layout, version)?;
+        digests.push(built.digest());
+    }
+    registry.push_layout(&layout, "v2", "moving:tag")?;
+    proxy.rule("GET /v2/moving/blobs/", Fault::Delay(Duration::from_secs(1)), None);
+    molt.expect(0, &["update", "--no-wait", &proxy.reference("moving:tag")])?;
+    wait::until("a blob to be asked for", SOON, || proxy.requests().iter().any(|request| request.contains("/blobs/")))?;
+    registry.push_layout(&layout, "v3", "moving:tag")?;
+    let status =
+        molt.until("the update to end", |status| status["phase"] == "Idle" && status["confirmed"]["generation"] == 2)?;
+    ensure!(status["confirmed"]["digest"] == digests[0].as_str(), "{status:#}");
+    molt.serves("v2", 2)?;
+    // And asked again, it leads elsewhere.
+    molt.expect(0, &["update", &proxy.reference("moving:tag")])?;
+    ensure!(molt.status()?["confirmed"]["digest"] == digests[1].as_str(), "another one than the tag's");
+    molt.serves("v3", 3)
 }
 
 fn shorter(bed: &Bed) -> anyhow::Result<()> {

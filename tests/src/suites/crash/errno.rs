@@ -7,13 +7,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use nix::errno::Errno;
 
 use super::ground::Ground;
+use super::kill::gate;
 use super::run::{Acted, Ending, Run};
 use super::scene::{Change, Scene};
-use super::sweep::{Extent, Scenes, sweep, tell};
+use super::sweep::{Extent, Scenes, is_sync, sweep, tell};
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
 use crate::harness::chance::Chance;
@@ -23,6 +24,9 @@ use crate::harness::tracer::wire::{Blow, Made, Strike, Which};
 pub(in super::super) const CASES: &[Case] = &[
     case("errno::a_share_of_all_errors_ends_in_time_with_something_proven", share),
     case("errno::a_failed_sync_ends_the_attempt", syncs),
+    case("errno::a_trial_that_cannot_be_recorded_is_not_noticed_by_the_old_version", |bed| {
+        trial(&Scene::prepare(bed, Change::Update, Ground::Memory)?)
+    }),
     case("errno::every_error_ends_in_time_with_something_proven", every).long(),
 ];
 
@@ -47,13 +51,6 @@ const BUDGET: Duration = Duration::from_secs(18);
 /// A point: what fails, at which call, with what.
 type Point = (Change, u64, Errno);
 
-/// How a fault ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Met {
-    Not,
-    With(Change, Ending),
-}
-
 /// What a change does when nothing fails.
 fn calls(bed: &Bed, change: Change) -> anyhow::Result<Vec<Made>> {
     let calls = Scene::prepare(bed, change, Ground::Memory)?.dry(Which::Failing)?;
@@ -65,14 +62,37 @@ fn points(change: Change, calls: &[Made]) -> Vec<Point> {
     (1..=calls.len() as u64).flat_map(|at| ERRNOS.map(|errno| (change, at, errno))).collect()
 }
 
-fn strike(scenes: &mut Scenes<'_>, &(change, at, errno): &Point) -> anyhow::Result<Met> {
-    let scene = scenes.get(change, Ground::Memory)?;
+fn strike(scenes: &mut Scenes<'_>, &(change, at, errno): &Point) -> anyhow::Result<Option<(Change, Ending)>> {
+    let struck = fails(scenes.get(change, Ground::Memory)?, at, errno)?;
+    Ok(struck.map(|(_, ending)| (change, ending)))
+}
+
+/// The record of a trial fails: the old workload never notices, for it was not signalled yet.
+pub(super) fn trial(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let calls = scene.dry(Which::Failing)?;
+    let gate = gate(&calls)?;
+    let is_slot = |made: &Made| is_sync(made) && made.file.ends_with("/journal");
+    let record = calls[..gate].iter().rposition(is_slot).context("no trial was recorded")?;
+    // By number: another call, should it be there this time, says nothing.
+    for _ in 0..5 {
+        if let Some((struck, ending)) = fails(scene, record as u64 + 1, Errno::EIO)?
+            && is_slot(&struck)
+        {
+            ensure!(ending == Ending::Failed, "it ended as {ending:?}");
+            return Ok(());
+        }
+    }
+    bail!("the record of the trial was never struck")
+}
+
+fn fails(scene: &Scene<'_>, at: u64, errno: Errno) -> anyhow::Result<Option<(Made, Ending)>> {
+    let change = scene.change;
     let mut run = Run::begin(scene)?;
     let strike = Strike { at, blow: Blow::Fail(errno as i32) };
     let acted = run.act(Which::Failing, Some(strike)).with_context(|| run.log())?;
     let Some(struck) = acted.counted.struck.clone() else {
         run.end()?;
-        return Ok(Met::Not);
+        return Ok(None);
     };
     let name = format!("{} {}", struck.call, struck.file);
     let ending = run.stands(&acted).with_context(|| format!("{name}\n{}", run.log()))?;
@@ -81,7 +101,7 @@ fn strike(scenes: &mut Scenes<'_>, &(change, at, errno): &Point) -> anyhow::Resu
         run.end()?;
     }
     run.verify().with_context(|| format!("{name}, {ending:?}, and started again\n{}", run.log()))?;
-    Ok(Met::With(change, ending))
+    Ok(Some((struck, ending)))
 }
 
 /// A sync that failed has lost what was written, and the next one of the same file says nothing of that: it is not asked
@@ -113,10 +133,6 @@ fn honest(change: Change, at: u64, errno: Errno, acted: &Acted, ending: Ending) 
     ensure!(signal.is_none(), "a signal before the slot was durable: {signal:?}");
     ensure!(calls.iter().skip(at + 1).any(is_slot), "confirmed, and never synced");
     Ok(())
-}
-
-fn is_sync(made: &Made) -> bool {
-    ["fsync", "fdatasync", "syncfs"].iter().any(|name| made.call.split(' ').nth(1) == Some(name))
 }
 
 /// A folder is written by other calls than those on its descriptor.

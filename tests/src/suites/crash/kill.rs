@@ -6,26 +6,32 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use super::ground::Ground;
 use super::run::Run;
-use super::scene::Change;
-use super::sweep::{Extent, Scenes, counted, sweep};
+use super::scene::{Change, Scene};
+use super::sweep::{Extent, Scenes, counted, is_sync, sweep};
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
 use crate::harness::chance::Chance;
-use crate::harness::tracer::wire::{Blow, Strike, Which};
+use crate::harness::tracer::wire::{Blow, Made, Strike, Which};
 
 /// The tests of this suite.
 pub(in super::super) const CASES: &[Case] = &[
     case("kill::at_a_share_of_all_points_something_proven_runs", share),
+    case("kill::what_must_be_durable_is_so_before_what_needs_it", |bed| {
+        order(&Scene::prepare(bed, Change::Update, Ground::Memory)?)
+    }),
     case("kill::at_every_point_something_proven_runs", every).long(),
-    case("kill::and_again_while_it_recovers_something_proven_runs", twice).long(),
+    case("kill::a_share_of_pairs_and_again_while_it_recovers", |bed| twice(bed, Extent::share(SHORT))),
+    case("kill::and_again_while_it_recovers_something_proven_runs", |bed| twice(bed, Extent::All)).long(),
 ];
 
 /// How long the share may take, beside what prepares it.
 const BUDGET: Duration = Duration::from_mins(1);
+/// How long the share of pairs may take.
+const SHORT: Duration = Duration::from_secs(30);
 /// Pairs of kills.
 const PAIRS: usize = 300;
 
@@ -39,7 +45,7 @@ fn counts(bed: &Bed) -> anyhow::Result<BTreeMap<Change, usize>> {
 
 /// Kills at the entry of each call in turn, the first while the change is made, the others while PID 1 starts again; then
 /// looks whether all is as promised.
-fn strike(scenes: &mut Scenes<'_>, (change, kills): &Point) -> anyhow::Result<Change> {
+fn strike(scenes: &mut Scenes<'_>, (change, kills): &Point) -> anyhow::Result<Option<Change>> {
     let scene = scenes.get(*change, Ground::Memory)?;
     let mut run = Run::begin(scene)?;
     let mut struck = Vec::new();
@@ -54,11 +60,44 @@ fn strike(scenes: &mut Scenes<'_>, (change, kills): &Point) -> anyhow::Result<Ch
         run.end()?;
     }
     run.verify().with_context(|| format!("killed at {kills:?}: {struck:?}\n{}", run.log()))?;
-    Ok(*change)
+    Ok(Some(*change))
 }
 
 fn all_points(counts: &BTreeMap<Change, usize>) -> Vec<Point> {
     counts.iter().flat_map(|(change, count)| (1..=*count as u64).map(|kill| (*change, vec![kill]))).collect()
+}
+
+/// In what an update does: the new generation and its name are synced before the trial is recorded, the trial before the
+/// gate is opened, the mark of the confirmed one before the slot that says so; and nothing is synced in the gap. (That the
+/// trial is recorded before the first signal is seen where its record fails, in `errno::`.)
+pub(super) fn order(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let calls = scene.dry(Which::Changing)?;
+    let told = || calls.iter().map(|made| format!("\n  {} {}", made.call, made.file)).collect::<String>();
+    let find = |from: usize, what: &str, wanted: &dyn Fn(&Made) -> bool| {
+        let found = calls.iter().skip(from).position(wanted).map(|at| from + at);
+        found.with_context(|| format!("{what} is not there, or too late:{}", told()))
+    };
+    let is_slot = |made: &Made| is_sync(made) && made.file.ends_with("/journal");
+    let ran = find(0, "the exec", &|made| made.call == "gate execve")?;
+    let gate = gate(&calls[..ran])?;
+    let written = find(0, "the sync of the record", &|made| is_sync(made) && made.file.ends_with("/generation.json"))?;
+    let is_folder = |made: &Made| is_sync(made) && made.file.ends_with(".new") && !made.file.contains(".json");
+    let filled = find(written, "the sync of the generation's folder", &is_folder)?;
+    let whole = find(filled, "the sync of the store", &|made| made.call.contains("syncfs"))?;
+    let named = find(whole, "the name of the generation", &|made| made.call.contains("rename"))?;
+    let durable = find(named, "the sync of its name", &|made| is_sync(made) && made.file.ends_with("/generations"))?;
+    let trial = find(durable, "the record of the trial", &is_slot)?;
+    ensure!(trial < gate, "the gate is call {gate}, the trial is recorded by call {trial}:{}", told());
+    let waits = calls[gate..ran].iter().find(|made| is_sync(made));
+    ensure!(waits.is_none(), "{waits:?} between the gate and the exec:{}", told());
+    let marked = find(ran, "the sync of the mark", &|made| is_sync(made) && made.file.ends_with("/confirmed"))?;
+    find(marked, "the confirmation", &is_slot).map(drop)
+}
+
+/// Where the gate is opened: the last byte that PID 1 gives somebody before the exec.
+pub(super) fn gate(calls: &[Made]) -> anyhow::Result<usize> {
+    let ran = calls.iter().position(|made| made.call == "gate execve").unwrap_or(calls.len());
+    calls[..ran].iter().rposition(|made| made.call == "supervisor write of a pipe").context("no gate was opened")
 }
 
 fn share(bed: &Bed) -> anyhow::Result<()> {
@@ -74,7 +113,7 @@ fn every(bed: &Bed) -> anyhow::Result<()> {
     sweep(bed, &format!("kill sweep (all: {counts:?})"), all_points(&counts), Extent::All, strike)
 }
 
-fn twice(bed: &Bed) -> anyhow::Result<()> {
+fn twice(bed: &Bed, extent: Extent) -> anyhow::Result<()> {
     let counts = counts(bed)?;
     let mut chance = Chance::new()?;
     let all = all_points(&counts);
@@ -85,5 +124,5 @@ fn twice(bed: &Bed) -> anyhow::Result<()> {
     };
     let pairs: Vec<Point> = (0..PAIRS).map(|_| pair(&mut chance)).collect();
     let what = format!("kill sweep (two kills, MOLT_TESTS_SEED={})", chance.seed());
-    sweep(bed, &what, pairs, Extent::All, strike).with_context(|| what.clone())
+    sweep(bed, &what, pairs, extent, strike).with_context(|| what.clone())
 }

@@ -6,6 +6,7 @@
 pub(super) mod errno;
 mod ground;
 pub(super) mod kill;
+pub(super) mod planted;
 pub(super) mod power;
 mod promised;
 mod run;

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 
 use super::ground::Ground;
 use super::run::Run;
@@ -22,6 +22,7 @@ use crate::harness::tracer::wire::{Blow, Strike, Which};
 /// The tests of this suite.
 pub(in super::super) const CASES: &[Case] = &[
     case("power::after_a_share_of_all_cuts_something_proven_runs", share),
+    case("power::what_was_confirmed_lasts", confirmed),
     case("power::after_every_cut_something_proven_runs", every).long(),
 ];
 
@@ -37,7 +38,10 @@ fn cuts(change: Change, kind: FileSystem, calls: usize) -> Vec<Cut> {
     (1..=calls as u64).flat_map(|at| LOGS.map(|log| (change, kind, at, log))).collect()
 }
 
-fn strike(scenes: &mut Scenes<'_>, &(change, kind, at, log): &Cut) -> anyhow::Result<(FileSystem, Log, Change)> {
+fn strike(
+    scenes: &mut Scenes<'_>,
+    &(change, kind, at, log): &Cut,
+) -> anyhow::Result<Option<(FileSystem, Log, Change)>> {
     let scene = scenes.get(change, Ground::Disk(kind))?;
     let mut run = Run::begin(scene)?;
     let acted = run.act(Which::Changing, Some(Strike { at, blow: Blow::Halt })).with_context(|| run.log())?;
@@ -45,7 +49,7 @@ fn strike(scenes: &mut Scenes<'_>, &(change, kind, at, log): &Cut) -> anyhow::Re
     ensure!(struck.is_some(), "the call was never made");
     run.cut(log)?;
     run.verify().with_context(|| format!("{struck:?}\n{}", run.log()))?;
-    Ok((kind, log, change))
+    Ok(Some((kind, log, change)))
 }
 
 fn share(bed: &Bed) -> anyhow::Result<()> {
@@ -58,6 +62,37 @@ fn share(bed: &Bed) -> anyhow::Result<()> {
     let points = chance.shuffled(cuts(change, kind, calls.len()));
     let what = format!("power sweep ({change:?}, {kind:?}, MOLT_TESTS_SEED={})", chance.seed());
     sweep(bed, &what, points, extent, strike).with_context(|| what.clone())
+}
+
+fn confirmed(bed: &Bed) -> anyhow::Result<()> {
+    for kind in KINDS {
+        lasts(&Scene::prepare(bed, Change::Update, Ground::Disk(kind))?)?;
+    }
+    Ok(())
+}
+
+/// When the slot that confirms an update was synced the power goes, before anything else is done, and nothing of the file
+/// system's log is saved: it is confirmed all the same. Later, what syncs everything by the way would hide a fault: so does
+/// an overlay when it is taken apart.
+pub(super) fn lasts(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let calls = scene.dry(Which::Changing)?;
+    let confirmed = calls.iter().rposition(|made| made.file.ends_with("/journal")).context("nothing is recorded")?;
+    let strike = Strike { at: confirmed as u64 + 2, blow: Blow::Halt };
+    for _ in 0..5 {
+        let mut run = Run::begin(scene)?;
+        let acted = run.act(Which::Changing, Some(strike)).with_context(|| run.log())?;
+        if acted.counted.struck.is_none() {
+            // What is done beside it was done by fewer calls this time.
+            run.end()?;
+            continue;
+        }
+        run.cut(Log::Lost)?;
+        run.verify().with_context(|| run.log())?;
+        let (ran, new) = (run.recovered.as_deref(), scene.change.versions().1);
+        ensure!(ran == new, "what was confirmed is lost: {ran:?}");
+        return Ok(());
+    }
+    bail!("nothing is done after the confirmation")
 }
 
 fn every(bed: &Bed) -> anyhow::Result<()> {

@@ -46,17 +46,18 @@ pub(super) fn kept(scene: &Scene, molt: &Molt, status: &Value) -> anyhow::Result
 }
 
 /// All of it, of a sandbox that was started again: what runs, the state, what is told, the store, and that the next
-/// update works.
-pub(super) fn all(scene: &Scene, molt: &Molt) -> anyhow::Result<()> {
+/// update works. The version that ran at first.
+pub(super) fn all(scene: &Scene, molt: &Molt) -> anyhow::Result<String> {
     let status = wait::until_ok("something to serve", SOON, || serves(molt))?;
-    kept(scene, molt, &status)?;
+    let version = kept(scene, molt, &status)?;
     // A clean-up leaves what is needed and nothing else.
     wait::until_ok("a clean-up", SOON, || molt.operator("POST", "/v1/gc", &json!({})))?;
     tidy(molt)?;
     // And nothing is stuck.
     let record = molt.updated(&image("v3"))?;
     ensure!(record["outcome"] == "confirmed" && molt.version()?.0 == "v3", "{record:#}");
-    molt.sound()
+    molt.sound()?;
+    Ok(version)
 }
 
 /// What is said of the change is what became of it.

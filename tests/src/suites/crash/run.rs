@@ -41,6 +41,8 @@ pub(super) struct Run<'a> {
     tracer: Option<Tracer>,
     /// It waits at [`HOLD`].
     held: bool,
+    /// The version that ran when it was started again and looked at.
+    pub(super) recovered: Option<String>,
     place: Place,
 }
 
@@ -55,8 +57,11 @@ impl<'a> Run<'a> {
         if held {
             setup.options.program = held_program();
         }
-        let molt = if held { setup.launch()? } else { setup.start()? };
-        Ok(Self { scene, molt, tracer: None, held, place })
+        let molt = setup.launch()?;
+        if !held {
+            wait::until_ok("the sandbox to serve", SOON, || promised::serves(&molt))?;
+        }
+        Ok(Self { scene, molt, tracer: None, held, recovered: None, place })
     }
 
     /// Starts it again, held.
@@ -98,9 +103,9 @@ impl<'a> Run<'a> {
         }
         let errors = matches!(strike, Some(Strike { blow: Blow::Fail(_), .. }));
         let acted = wait::until_ok("the change to be made, or cut off", SOON * 3, || {
-            let counted = tracer.counted()?;
-            if counted.struck.is_some() && !errors {
-                return Ok(Acted { counted, ended: None, outcome: None });
+            let (_, struck) = tracer.progress()?;
+            if struck && !errors {
+                return Ok(Acted { counted: tracer.counted()?, ended: None, outcome: None });
             }
             if let Ok(code) = molt.sandbox.wait(Duration::ZERO) {
                 return Ok(Acted { counted: tracer.counted()?, ended: Some(code), outcome: None });
@@ -114,8 +119,10 @@ impl<'a> Run<'a> {
                 None => None,
             };
             // Struck, and over: what is still to be removed does not matter.
-            let counted = if counted.struck.is_some() { counted } else { quiet(tracer)? };
-            Ok(Acted { counted, ended: None, outcome })
+            if !struck {
+                quiet(tracer)?;
+            }
+            Ok(Acted { counted: tracer.counted()?, ended: None, outcome })
         })?;
         drop(go);
         Ok(acted)
@@ -165,7 +172,8 @@ impl<'a> Run<'a> {
     /// Starts it again, without a strike, and looks at everything.
     pub(super) fn verify(&mut self) -> anyhow::Result<()> {
         self.molt.sandbox.restart_as(&[PROGRAM, "init", "--spec", SPEC])?;
-        promised::all(self.scene, &self.molt)
+        self.recovered = Some(promised::all(self.scene, &self.molt)?);
+        Ok(())
     }
 
     /// The end of its log.
@@ -207,16 +215,16 @@ fn held_program() -> Vec<String> {
     ["/bin/sh", "-c", HOLD, "hold", PROGRAM, "init", "--spec", SPEC].map(str::to_owned).into()
 }
 
-/// Waits until nothing is counted any more; all that was.
-fn quiet(tracer: &mut Tracer) -> anyhow::Result<Counted> {
-    let mut last = tracer.counted()?;
+/// Waits until nothing is counted any more.
+fn quiet(tracer: &mut Tracer) -> anyhow::Result<()> {
+    let mut last = tracer.progress()?;
     let mut since = Instant::now();
     while since.elapsed() < QUIET {
         std::thread::sleep(Duration::from_millis(20));
-        let now = tracer.counted()?;
+        let now = tracer.progress()?;
         if now != last {
             (last, since) = (now, Instant::now());
         }
     }
-    Ok(last)
+    Ok(())
 }

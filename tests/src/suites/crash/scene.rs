@@ -66,6 +66,8 @@ pub(super) struct Scene<'a> {
     pub(super) state: String,
     /// Ids of the updates before the change.
     pub(super) known: BTreeSet<String>,
+    /// Not the product makes the change, but this root's molt with this fault.
+    pub(super) plant: Option<(PathBuf, &'static str)>,
 }
 
 impl<'a> Scene<'a> {
@@ -76,8 +78,8 @@ impl<'a> Scene<'a> {
             images::small(version, &bed.program("molt-testd")?)?.write_layout(&layout, version)?;
         }
         let kept = Place::new(bed, ground)?;
-        let mut scene =
-            Self { bed, change, port: port(bed)?, layout, kept, state: String::new(), known: BTreeSet::new() };
+        let (state, known) = (String::new(), BTreeSet::new());
+        let mut scene = Self { bed, change, port: port(bed)?, layout, kept, state, known, plant: None };
         plant(&scene.kept.state())?;
         if change != Change::FirstBoot {
             let monitor = if change == Change::Recovery { "60s" } else { "0s" };
@@ -125,10 +127,21 @@ impl<'a> Scene<'a> {
         let mut setup = Setup::new(self.bed, Kind::Light, &image("v1"))?;
         setup.port = self.port;
         setup.options = setup.options.read_only(&self.layout, IMAGES);
+        if let Some((root, word)) = &self.plant {
+            setup.options.root.clone_from(root);
+            setup.options = setup.options.env("MOLT_PLANT", word);
+        }
         let setup = setup
             .with("/health/monitor", json!("0s"))
-            .with("/health/readiness/httpGet/port", json!(self.port))
-            .with("/workload/env", json!([{"name": "TESTD_PORT", "value": self.port.to_string()}]))
+            // Told, not asked for: a point waits for no period.
+            .with("/health/readiness", json!({"notify": {}}))
+            .with(
+                "/workload/env",
+                json!([
+                    {"name": "TESTD_PORT", "value": self.port.to_string()},
+                    {"name": "TESTD_BEHAVIOUR", "value": "notify"},
+                ]),
+            )
             .with("/update/keep", json!(1))
             // One thing at a time: what PID 1 does has an order then.
             .with("/update/parallel", json!(1))
@@ -154,7 +167,9 @@ pub(super) fn image(version: &str) -> String {
 /// A port below those that the kernel gives to clients, for sandboxes one after the other.
 fn port(bed: &Bed) -> anyhow::Result<u16> {
     for _ in 0..1000 {
-        let port = 20_000 + u16::try_from(bed.next() % 10_000)?;
+        // Two runs of this program at once have the same numbers, in namespaces of their own, and one network.
+        let micros = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.subsec_micros();
+        let port = 20_000 + u16::try_from((bed.next() + micros) % 10_000)?;
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return Ok(port);
         }

@@ -14,6 +14,7 @@ use anyhow::{Context, ensure};
 use super::ground::Ground;
 use super::scene::{Change, Scene};
 use crate::harness::bed::Bed;
+use crate::harness::tally::{self, Tally};
 use crate::harness::tracer::wire::{Made, Which};
 
 /// Sandboxes at once, where every point is wanted.
@@ -87,6 +88,11 @@ pub(super) fn tell(change: Change, calls: &[Made]) {
     }
 }
 
+/// Whether it waits until something is on disk.
+pub(super) fn is_sync(made: &Made) -> bool {
+    ["fsync", "fdatasync", "syncfs"].iter().any(|name| made.call.split(' ').nth(1) == Some(name))
+}
+
 fn differing(one: &[Made], other: &[Made]) -> Vec<String> {
     let mut balance: BTreeMap<&str, i64> = BTreeMap::new();
     for made in one {
@@ -98,13 +104,13 @@ fn differing(one: &[Made], other: &[Made]) -> Vec<String> {
     balance.into_iter().filter(|(_, more)| *more != 0).map(|(call, more)| format!("{more:+} {call}")).collect()
 }
 
-/// Tries `points` as far as `extent` allows; says how many there were.
+/// Tries `points` as far as `extent` allows; says how many there were. A point is nothing where its call was never made.
 pub(super) fn sweep<P, E>(
     bed: &Bed,
     what: &str,
     points: Vec<P>,
     extent: Extent,
-    strike: impl Fn(&mut Scenes<'_>, &P) -> anyhow::Result<E> + Sync,
+    strike: impl Fn(&mut Scenes<'_>, &P) -> anyhow::Result<Option<E>> + Sync,
 ) -> anyhow::Result<()>
 where
     P: Debug + Send,
@@ -114,7 +120,7 @@ where
     let workers = if matches!(extent, Extent::Share(_)) { 1 } else { WORKERS };
     let todo = Mutex::new(points.into_iter());
     let failures = Mutex::new(Vec::new());
-    let endings = Mutex::new(BTreeMap::<E, usize>::new());
+    let endings = Mutex::new(BTreeMap::<Option<E>, usize>::new());
     let work = || -> anyhow::Result<()> {
         let mut scenes = Scenes { bed, made: BTreeMap::new() };
         loop {
@@ -140,9 +146,19 @@ where
     let endings = endings.into_inner().unwrap_or_else(PoisonError::into_inner);
     let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
     let (tried, seconds) = (endings.values().sum::<usize>() + failures.len(), began.elapsed().as_secs_f64());
+    let not_met = endings.get(&None).copied().unwrap_or(0);
+    tally::add(Tally {
+        points: tried as u64,
+        faults: (tried - not_met) as u64,
+        unrecovered: failures.len() as u64,
+        ..Tally::default()
+    });
+    let endings: BTreeMap<E, usize> =
+        endings.into_iter().filter_map(|(ending, count)| Some((ending?, count))).collect();
     let each = seconds / f64::from(u32::try_from(tried)?.max(1));
     println!(
-        "{what}: {tried} points tried of {total}, {} unrecovered; {endings:?}; {seconds:.1} s, {each:.2} each",
+        "{what}: {tried} points tried of {total}, {not_met} not met, {} unrecovered; {endings:?}; {seconds:.1} s, \
+         {each:.2} each",
         failures.len(),
     );
     ensure!(tried > 0, "nothing was tried");
