@@ -146,8 +146,7 @@ impl std::fmt::Display for PhaseName {
     }
 }
 
-/// A Kubernetes-style condition. Types: `Ready`, `Progressing`, `Durable`, `Degraded`, `DefaultIdentity`,
-/// `JournalReset`, `Confined`, `RunsAsRoot`.
+/// A Kubernetes-style condition; `docs/API.md` has the closed list of types and reasons.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
@@ -611,11 +610,17 @@ impl Problem {
             Code::NotFound => 404,
             Code::Busy | Code::Held | Code::Superseded | Code::NothingToRollBackTo => 409,
             Code::Stale => 412,
-            Code::KeyReused => 422,
             Code::NoSpace => 507,
-            Code::PolicyWider | Code::KnownBad | Code::SignatureRefused | Code::WrongPlatform | Code::PolicyUnmet => {
-                422
-            }
+            Code::PolicyWider
+            | Code::KnownBad
+            | Code::SignatureRefused
+            | Code::WrongPlatform
+            | Code::PolicyUnmet
+            | Code::KeyReused
+            | Code::ProgramUnusable
+            | Code::UserInvalid
+            | Code::StateUnmountable
+            | Code::ConfinementFailed => 422,
             Code::StoreUnusable | Code::Unsupported => 503,
             Code::RegistryUnreachable
             | Code::RegistryUnavailable
@@ -623,7 +628,6 @@ impl Problem {
             | Code::ContentMismatch
             | Code::ManifestInvalid
             | Code::LayerInvalid => 502,
-            Code::ProgramUnusable | Code::UserInvalid | Code::StateUnmountable | Code::ConfinementFailed => 422,
             _ => 500,
         };
         Self {
@@ -644,11 +648,10 @@ pub fn exit_status(view: &UpdateView) -> u8 {
         Some(Outcome::Confirmed | Outcome::Noop | Outcome::Staged) => 0,
         Some(Outcome::RolledBack) => 3,
         Some(Outcome::Degraded) => 4,
-        Some(Outcome::Refused) if view.reason == Some(Code::Held) => 5,
+        // Under way, too: ready, and kept back by somebody's hold; it goes on by itself when that ends.
+        Some(Outcome::Refused) | None if view.reason == Some(Code::Held) => 5,
         Some(Outcome::Refused) => 6,
         Some(Outcome::Aborted) => 1,
-        // Ready, and kept back by somebody's hold: it goes on by itself when that ends.
-        None if view.reason == Some(Code::Held) => 5,
         // Nothing will happen by itself any more: what runs is not healthy.
         None if undecided(view) => 4,
         None => 7,

@@ -324,3 +324,30 @@ impl Dispatcher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// The table in `docs/API.md` is the closed list: every type that is made here stands there with its reasons.
+    #[test]
+    fn every_condition_stands_in_the_table_of_the_docs() {
+        let docs = include_str!("../../../docs/API.md");
+        let table = docs.split("## Conditions").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap();
+        let code = include_str!("view.rs").split("mod tests {").next().unwrap();
+        let named: Vec<&str> = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+        assert!(named.len() >= 13, "{named:?}");
+        let word = |text: &'static str| -> Vec<&'static str> {
+            let quoted = text.split('"').skip(1).step_by(2);
+            quoted
+                .filter(|word| word.starts_with(char::is_uppercase) && word.chars().all(char::is_alphanumeric))
+                .collect()
+        };
+        let conditions = code.split("fn conditions(").nth(1).unwrap().split("\n    }\n").next().unwrap();
+        let said: std::collections::BTreeSet<&str> = word(conditions).into_iter().collect();
+        for one in said {
+            assert!(table.contains(&format!("`{one}`")), "{one} is not in the table of docs/API.md");
+        }
+        for name in named {
+            assert!(conditions.contains(&format!("\"{name}\"")), "{name} is in docs/API.md and never made");
+        }
+    }
+}

@@ -52,7 +52,7 @@ pub fn lint(text: &str) -> Vec<String> {
                 if let Some(old) = families.get_mut(&current) {
                     old.over = true;
                 }
-                current = name.to_owned();
+                name.clone_into(&mut current);
             }
             let family = families.entry(name.to_owned()).or_default();
             if family.over || family.samples {
@@ -68,7 +68,7 @@ pub fn lint(text: &str) -> Vec<String> {
                 {
                     say("no such type");
                 }
-                "TYPE" => family.kind = rest.to_owned(),
+                "TYPE" => rest.clone_into(&mut family.kind),
                 "UNIT" if !name.ends_with(&format!("_{rest}")) => say("the unit is not the end of the name"),
                 "HELP" if rest.is_empty() => say("no help"),
                 _ => {}
@@ -98,7 +98,7 @@ pub fn lint(text: &str) -> Vec<String> {
         if suffix.is_none_or(|suffix| !allowed.contains(&suffix)) {
             say("not a name of its family");
         }
-        if family.kind == "counter" && !(sample.value >= 0.0) {
+        if family.kind == "counter" && (sample.value.is_nan() || sample.value < 0.0) {
             say("a counter below zero");
         }
         if sample.labels.iter().map(|(name, _)| name).collect::<BTreeSet<_>>().len() != sample.labels.len() {
@@ -125,9 +125,12 @@ pub fn lint(text: &str) -> Vec<String> {
     wrong
 }
 
+/// Bound and value of each bucket of a histogram, and its count.
+type Buckets = (Vec<(f64, f64)>, Option<f64>);
+
 /// Buckets rise, and the last is infinity and the count.
 fn buckets<'a>(name: &str, samples: impl Iterator<Item = &'a Sample>) -> Vec<String> {
-    let mut all: BTreeMap<String, (Vec<(f64, f64)>, Option<f64>)> = BTreeMap::new();
+    let mut all: BTreeMap<String, Buckets> = BTreeMap::new();
     for sample in samples {
         let others: Vec<_> = sample.labels.iter().filter(|(label, _)| label != "le").collect();
         let entry = all.entry(format!("{others:?}")).or_default();

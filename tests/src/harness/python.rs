@@ -1,4 +1,4 @@
-//! Programs of PyPI that only tests use: each version in a folder of its own below cargo's target folder.
+//! Programs of `PyPI` that only tests use: each version in a folder of its own below cargo's target folder.
 //!
 //! In: a package, a pinned version. Out: the program. Must not: touch the machine's own Python.
 

@@ -13,10 +13,12 @@ use crate::harness::faulty::{Fault, Faulty};
 use crate::harness::http;
 use crate::harness::molt::{Molt, SOON, Setup};
 use crate::harness::runtime::Kind;
+use crate::harness::wait;
 
 /// The tests of this file.
 pub(in crate::suites) const CASES: &[Case] = &[
     case("operator::a_key_gives_the_same_update_again_also_after_a_restart", keys),
+    case("operator::a_key_that_comes_in_the_gap_is_taken_after_it_and_kept", key_in_the_gap),
     case("operator::of_two_who_saw_the_same_only_one_is_heard", if_match),
     case("operator::a_hold_outlives_a_restart_and_says_whose_it_is", hold),
     case("operator::a_hold_ends_in_time_and_the_update_goes_on", hold_ends),
@@ -60,6 +62,33 @@ fn keys(bed: &Bed) -> anyhow::Result<()> {
     ensure!(other.status == 422, "{}", other.text());
     // v1, v2, and v2 after the kill: what was asked for again did nothing.
     molt.serves("v2", 3)?;
+    molt.sound()
+}
+
+fn key_in_the_gap(bed: &Bed) -> anyhow::Result<()> {
+    // It takes 700 ms to stop.
+    let mut molt = Setup::new(bed, Kind::Light, &bed.small("slow-stop")?)?.start()?;
+    let first = molt.operator("POST", "/v1/updates", &json!({"image": bed.small("v2")?}))?;
+    let phase =
+        |molt: &Molt| -> anyhow::Result<String> { Ok(molt.told()?["phase"].as_str().context("a phase")?.to_owned()) };
+    wait::until_ok("the gap", SOON, || {
+        ensure!(phase(&molt)? == "Quiescing");
+        Ok(())
+    })?;
+    // Nothing is written in the gap, and a key that was not written was not taken: the answer waits.
+    let key = [("Idempotency-Key", "in-the-gap")];
+    let answer = molt.ask_with("POST", "/v1/rollback", &key, &Value::Null)?;
+    ensure!(answer.status == 202, "{}", answer.text());
+    let now = phase(&molt)?;
+    ensure!(!["Quiescing", "Swapping"].contains(&now.as_str()) || now.is_empty(), "answered in {now}");
+    let id = answer.json()?["id"].as_str().context("an id")?.to_owned();
+    ensure!(molt.ended(first["id"].as_str().context("an id")?)?["outcome"] == "confirmed");
+    ensure!(molt.ended(&id)?["outcome"] == "confirmed");
+    molt.settled()?;
+    killed_and_started(&mut molt)?;
+    let again = molt.ask_with("POST", "/v1/rollback", &key, &Value::Null)?;
+    ensure!(again.status == 202 && again.json()?["id"] == id.as_str(), "{}", again.text());
+    molt.serves("slow-stop", 4)?;
     molt.sound()
 }
 
