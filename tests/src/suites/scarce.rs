@@ -124,7 +124,7 @@ fn image(version: &str) -> String {
 }
 
 /// A sandbox to be with v1, whose store has a file system of its own.
-fn sandbox<'a>(bed: &'a Bed, want: Want) -> anyhow::Result<(Setup<'a>, InMemory)> {
+fn sandbox(bed: &Bed, want: Want) -> anyhow::Result<(Setup<'_>, InMemory)> {
     let layout = bed.scratch("images")?;
     let testd = bed.program("molt-testd")?;
     images::small("v1", &testd)?.write_layout(&layout, "v1")?;

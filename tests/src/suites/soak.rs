@@ -47,7 +47,7 @@ const PLANTED: [(&str, &str); 6] = [
 ];
 
 /// A sandbox with v1, whose store has a file system of its own.
-fn sandbox<'a>(bed: &'a Bed, kind: Kind) -> anyhow::Result<(Setup<'a>, InMemory)> {
+fn sandbox(bed: &Bed, kind: Kind) -> anyhow::Result<(Setup<'_>, InMemory)> {
     let layout = bed.scratch("images")?;
     for version in ["v1", "v2"] {
         let testd = bed.program("molt-testd")?;
@@ -123,7 +123,8 @@ fn soak(bed: &Bed, kind: Kind, warm: usize, count: usize) -> anyhow::Result<()> 
         left -= some;
         memory.push(look(&molt, &first)?.memory);
     }
-    let (each, descriptors) = (began.elapsed().as_secs_f64() * 1000.0 / count as f64, first.counts.clone());
+    let (each, descriptors) =
+        (began.elapsed().as_secs_f64() * 1000.0 / f64::from(u32::try_from(count)?), first.counts.clone());
     println!("soak ({kind:?}): {count} updates, {each:.0} ms each; KiB of memory {memory:?}; held {descriptors:?}");
     drifts(&memory)?;
     molt.serves("v1", (warm + count + 1) as u64)?;

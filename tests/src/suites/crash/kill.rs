@@ -81,7 +81,10 @@ pub(super) fn order(scene: &Scene<'_>) -> anyhow::Result<()> {
     let ran = find(0, "the exec", &|made| made.call == "gate execve")?;
     let gate = gate(&calls[..ran])?;
     let written = find(0, "the sync of the record", &|made| is_sync(made) && made.file.ends_with("/generation.json"))?;
-    let is_folder = |made: &Made| is_sync(made) && made.file.ends_with(".new") && !made.file.contains(".json");
+    let is_folder = |made: &Made| {
+        let name = made.file.strip_suffix(".new").unwrap_or_default();
+        is_sync(made) && !name.is_empty() && !name.contains(".json")
+    };
     let filled = find(written, "the sync of the generation's folder", &is_folder)?;
     let whole = find(filled, "the sync of the store", &|made| made.call.contains("syncfs"))?;
     let named = find(whole, "the name of the generation", &|made| made.call.contains("rename"))?;

@@ -3,7 +3,7 @@
 //! In: `molt` built with the feature `planted`. Out: an error if a suite is green all the same, or red with nothing planted.
 //! Must not: pass because that build is not there.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
@@ -48,45 +48,45 @@ fn finds(
     bed: &Bed,
     word: &'static str,
     reason: &str,
-    check: impl Fn(&Bed, Plant) -> anyhow::Result<()>,
+    check: impl Fn(&Bed, &Plant) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let root = bed.scratch("planted")?;
     images::unpack_outer(&root, &bed.program("molt-testd")?, Some(&bed.planted()?))?;
-    check(bed, (root.clone(), "nothing")).context("with nothing planted")?;
-    let found = check(bed, (root, word)).err().with_context(|| format!("{word} is not found"))?;
+    check(bed, &(root.clone(), "nothing")).context("with nothing planted")?;
+    let found = check(bed, &(root, word)).err().with_context(|| format!("{word} is not found"))?;
     let text = format!("{found:#}");
     ensure!(text.contains(reason), "{word} is found for another reason: {text}");
     Ok(())
 }
 
-fn scene<'a>(bed: &'a Bed, plant: Plant, ground: Ground) -> anyhow::Result<Scene<'a>> {
+fn scene<'a>(bed: &'a Bed, plant: &Plant, ground: Ground) -> anyhow::Result<Scene<'a>> {
     let mut scene = Scene::prepare(bed, Change::Update, ground)?;
-    scene.plant = Some(plant);
+    scene.plant = Some(plant.clone());
     Ok(scene)
 }
 
 /// More than once: what is taken apart beside it may have synced everything in time.
-fn lasts(bed: &Bed, plant: Plant) -> anyhow::Result<()> {
+fn lasts(bed: &Bed, plant: &Plant) -> anyhow::Result<()> {
     let scene = scene(bed, plant, Ground::Disk(FileSystem::Ext4))?;
     (0..5).try_for_each(|_| power::lasts(&scene))
 }
 
-fn trial(bed: &Bed, plant: Plant) -> anyhow::Result<()> {
+fn trial(bed: &Bed, plant: &Plant) -> anyhow::Result<()> {
     errno::trial(&scene(bed, plant, Ground::Memory)?)
 }
 
-fn order(bed: &Bed, plant: Plant) -> anyhow::Result<()> {
+fn order(bed: &Bed, plant: &Plant) -> anyhow::Result<()> {
     kill::order(&scene(bed, plant, Ground::Memory)?)
 }
 
-fn sandbox(bed: &Bed, (root, word): &(PathBuf, &'static str), version: &str) -> anyhow::Result<Molt> {
+fn sandbox(bed: &Bed, (root, word): &Plant, version: &str) -> anyhow::Result<Molt> {
     let mut setup = Setup::new(bed, Kind::Light, &bed.small(version)?)?;
-    setup.options.root = Path::new(root).to_owned();
+    setup.options.root.clone_from(root);
     setup.env("MOLT_PLANT", word).start()
 }
 
-fn nobody_lives_on(bed: &Bed, plant: Plant) -> anyhow::Result<()> {
-    let molt = sandbox(bed, &plant, "double-forks")?;
+fn nobody_lives_on(bed: &Bed, plant: &Plant) -> anyhow::Result<()> {
+    let molt = sandbox(bed, plant, "double-forks")?;
     let beat = || molt.state_file("stray");
     wait::until("the stray to be alive", SOON, || beat().is_some_and(|text| !text.is_empty()))?;
     let record = molt.updated(&bed.small("v2")?)?;
@@ -100,8 +100,8 @@ fn nobody_lives_on(bed: &Bed, plant: Plant) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn sick_goes_back(bed: &Bed, plant: Plant) -> anyhow::Result<()> {
-    let molt = sandbox(bed, &plant, "v1")?;
+fn sick_goes_back(bed: &Bed, plant: &Plant) -> anyhow::Result<()> {
+    let molt = sandbox(bed, plant, "v1")?;
     let accepted = molt.operator("POST", "/v1/updates", &json!({"image": bed.small("ill")?}))?;
     let path = format!("/v1/updates/{}", accepted["id"].as_str().context("an id")?);
     let record = wait::until_ok("the update to end", SOON, || {

@@ -59,7 +59,8 @@ impl<'a> Run<'a> {
         }
         let molt = setup.launch()?;
         if !held {
-            wait::until_ok("the sandbox to serve", SOON, || promised::serves(&molt))?;
+            wait::until_ok("the sandbox to serve", SOON, || promised::serves(&molt))
+                .with_context(|| format!("before any strike\n{}", molt.sandbox.logs()))?;
         }
         Ok(Self { scene, molt, tracer: None, held, recovered: None, place })
     }
