@@ -12,7 +12,7 @@ use libc::{
 };
 use molt_core::launch::SeccompProfile;
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
 /// A condition on an argument; only its low 32 bits count, as in the kernel's own `int` and `unsigned int` arguments.
@@ -179,18 +179,34 @@ pub struct SeccompError(#[from] pub(crate) seccompiler::BackendError);
 /// The programs of a profile, in the order they are loaded, packed as [`molt_core::launch::Confinement::seccomp`] says.
 /// Calls of another architecture kill the process.
 pub fn programs(profile: SeccompProfile) -> Result<Vec<Vec<u64>>, SeccompError> {
-    let programs = match profile {
+    let here = Machine { arch: std::env::consts::ARCH.try_into()?, number: |denied| Some(denied.number) };
+    Ok(programs_for(profile, here)?.iter().map(pack).collect())
+}
+
+/// What the programs are for, so that those for another machine can be looked at on this one.
+#[derive(Clone, Copy)]
+struct Machine {
+    arch: TargetArch,
+    /// The number of a row's call there, where there is one.
+    number: fn(&Denied) -> Option<i64>,
+}
+
+fn programs_for(profile: SeccompProfile, machine: Machine) -> Result<Vec<BpfProgram>, SeccompError> {
+    Ok(match profile {
         SeccompProfile::None => Vec::new(),
-        SeccompProfile::Floor => floor()?,
+        SeccompProfile::Floor => floor(machine)?,
         // Of two answers of the same kind the one loaded last counts: the floor's errno.
-        SeccompProfile::Strict => [vec![strict()?], floor()?].concat(),
-    };
-    Ok(programs.iter().map(pack).collect())
+        SeccompProfile::Strict => [vec![strict(machine)?], floor(machine)?].concat(),
+    })
 }
 
 /// The calls of the profile `strict`, by name and number on the architecture this was built for.
 pub fn allowed() -> impl Iterator<Item = (&'static str, i64)> {
-    let column = if cfg!(target_arch = "x86_64") { 1 } else { 2 };
+    allowed_on(if cfg!(target_arch = "x86_64") { TargetArch::x86_64 } else { TargetArch::aarch64 })
+}
+
+fn allowed_on(arch: TargetArch) -> impl Iterator<Item = (&'static str, i64)> {
+    let column = if arch == TargetArch::x86_64 { 1 } else { 2 };
     let lines = include_str!("../seccomp-strict.txt").lines().filter(|line| !line.starts_with('#'));
     lines.filter_map(move |line| {
         let words: Vec<&str> = line.split(' ').collect();
@@ -199,10 +215,10 @@ pub fn allowed() -> impl Iterator<Item = (&'static str, i64)> {
 }
 
 /// Everything but [`allowed`] is answered as a kernel answers that does not have it, so that programs try something else.
-fn strict() -> Result<BpfProgram, SeccompError> {
-    let rules: BTreeMap<i64, Vec<SeccompRule>> = allowed().map(|(_, number)| (number, Vec::new())).collect();
-    let arch = std::env::consts::ARCH.try_into()?;
-    let filter = SeccompFilter::new(rules, SeccompAction::Errno(bits(ENOSYS)), SeccompAction::Allow, arch)?;
+fn strict(machine: Machine) -> Result<BpfProgram, SeccompError> {
+    let allowed = allowed_on(machine.arch);
+    let rules: BTreeMap<i64, Vec<SeccompRule>> = allowed.map(|(_, number)| (number, Vec::new())).collect();
+    let filter = SeccompFilter::new(rules, SeccompAction::Errno(bits(ENOSYS)), SeccompAction::Allow, machine.arch)?;
     Ok(filter.try_into()?)
 }
 
@@ -213,17 +229,18 @@ pub(crate) fn pack(program: &BpfProgram) -> Vec<u64> {
         .collect()
 }
 
-fn floor() -> Result<Vec<BpfProgram>, SeccompError> {
-    let mut programs = guard();
+fn floor(machine: Machine) -> Result<Vec<BpfProgram>, SeccompError> {
+    let mut programs = guard(machine.arch);
     // One program an errno: a filter of the library knows one answer.
     for errno in [ENOSYS, EAFNOSUPPORT, EPERM] {
         let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
         for denied in TABLE.iter().filter(|denied| denied.errno == errno) {
-            rules.insert(denied.number, compile(denied.when)?);
+            if let Some(number) = (machine.number)(denied) {
+                rules.insert(number, compile(denied.when)?);
+            }
         }
-        let arch = std::env::consts::ARCH.try_into()?;
         let answer = SeccompAction::Errno(bits(errno));
-        let filter = SeccompFilter::new(rules, SeccompAction::Allow, answer, arch)?;
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, answer, machine.arch)?;
         programs.push(filter.try_into()?);
     }
     Ok(programs)
@@ -264,9 +281,11 @@ fn compile(when: When) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
 
 /// x32 calls come with the architecture of x86-64 and a bit in their number, so that a filter that compares numbers
 /// lets every one of them pass. They get what a kernel without x32 says.
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn guard() -> Vec<BpfProgram> {
+pub(crate) fn guard(arch: TargetArch) -> Vec<BpfProgram> {
     use seccompiler::sock_filter;
+    if arch != TargetArch::x86_64 {
+        return Vec::new();
+    }
     // BPF_LD | BPF_W | BPF_ABS and so on: linux/bpf_common.h.
     const LOAD: u16 = 0x20;
     const EQUAL: u16 = 0x15;
@@ -286,11 +305,6 @@ pub(crate) fn guard() -> Vec<BpfProgram> {
         op(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | bits(ENOSYS)),
         op(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
     ]]
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn guard() -> Vec<BpfProgram> {
-    Vec::new()
 }
 
 #[cfg(test)]

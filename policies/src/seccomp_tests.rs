@@ -7,9 +7,8 @@ use super::*;
 /// Runs `work` on a thread of its own that has the filters.
 fn confined<T: Send + 'static>(profile: SeccompProfile, work: impl FnOnce() -> T + Send + 'static) -> T {
     thread::spawn(move || {
-        let mut list = if profile == SeccompProfile::Strict { vec![strict().unwrap()] } else { Vec::new() };
-        list.extend(floor().unwrap());
-        for program in list {
+        let here = Machine { arch: TargetArch::x86_64, number: |denied| Some(denied.number) };
+        for program in programs_for(profile, here).unwrap() {
             seccompiler::apply_filter(&program).unwrap();
         }
         work()
@@ -24,13 +23,18 @@ fn answer(arch: u32, number: i64, args: [u64; 6]) -> u32 {
 }
 
 fn answer_of(profile: SeccompProfile, arch: u32, number: i64, args: [u64; 6]) -> u32 {
+    judged(&programs(profile).unwrap(), arch, number, args)
+}
+
+/// What a kernel with `programs` loaded says to a call.
+fn judged(programs: &[Vec<u64>], arch: u32, number: i64, args: [u64; 6]) -> u32 {
     let mut data = vec![u32::try_from(number & 0xffff_ffff).unwrap(), arch, 0, 0];
     for arg in args {
         data.push(u32::try_from(arg & 0xffff_ffff).unwrap());
         data.push(u32::try_from(arg >> 32).unwrap());
     }
     // The last one loaded is asked first, and of answers of one kind the first counts.
-    let answers = programs(profile).unwrap().into_iter().rev().map(|program| {
+    let answers = programs.iter().rev().map(|program| {
         let (mut at, mut acc) = (0, 0u32);
         loop {
             let op = program[at];
@@ -264,5 +268,91 @@ fn the_list_has_the_right_numbers() {
         ("landlock_restrict_self", libc::SYS_landlock_restrict_self),
     ] {
         assert!(allowed().any(|row| row == (name, number)), "{name} is not {number}");
+    }
+}
+
+/// The rows of the floor: name, number on x86-64, number on arm64. From asm/unistd_64.h and asm-generic/unistd.h.
+const NUMBERS: &str = "clone3 435 435, mount 165 40, umount2 166 39, pivot_root 155 41, fsopen 430 430, fsconfig 431 431, \
+    fsmount 432 432, fspick 433 433, move_mount 429 429, open_tree 428 428, open_tree_attr 467 467, \
+    mount_setattr 442 442, setns 308 268, unshare 272 97, clone 56 220, ptrace 101 117, process_vm_readv 310 270, \
+    process_vm_writev 311 271, pidfd_getfd 438 438, kcmp 312 272, bpf 321 280, perf_event_open 298 241, \
+    userfaultfd 323 282, io_uring_setup 425 425, io_uring_enter 426 426, io_uring_register 427 427, keyctl 250 219, \
+    add_key 248 217, request_key 249 218, kexec_load 246 104, kexec_file_load 320 294, init_module 175 105, \
+    finit_module 313 273, delete_module 176 106, reboot 169 142, swapon 167 224, swapoff 168 225, acct 163 89, \
+    quotactl 179 60, quotactl_fd 443 443, syslog 103 116, lookup_dcookie 212 18, name_to_handle_at 303 264, \
+    open_by_handle_at 304 265, iopl 172 -, ioperm 173 -, ioctl 16 29, sendto 44 206, sendmsg 46 211, sendmmsg 307 269, \
+    setsockopt 54 208, socket 41 198";
+
+fn numbers(name: &str) -> [Option<i64>; 2] {
+    let mut rows = NUMBERS.split(',').map(|row| row.split_whitespace().collect::<Vec<_>>());
+    let row = rows.find(|row| row[0] == name).unwrap_or_else(|| panic!("{name} has no numbers here"));
+    [row[1].parse().ok(), row[2].parse().ok()]
+}
+
+#[test]
+fn the_floor_has_the_right_numbers() {
+    let column = usize::from(cfg!(target_arch = "aarch64"));
+    for denied in TABLE {
+        assert_eq!(numbers(denied.name)[column], Some(denied.number), "{}", denied.name);
+    }
+}
+
+/// No machine of the other kind is needed to see what its programs say: they are made here, and read by the interpreter.
+/// Call by call, by name, both say the same.
+#[test]
+fn arm64_gets_the_same_answers_by_name() {
+    const X86_64: u32 = 0xc000_003e;
+    const AARCH64: u32 = 0xc000_00b7;
+    let on = |profile, arch, number| -> Vec<Vec<u64>> {
+        programs_for(profile, Machine { arch, number }).unwrap().iter().map(pack).collect()
+    };
+    // What matters to one row or another: flags of namespaces and Fast Open in each place, terminals, families, protocols.
+    let values = [0, 1, 2, 6, 9, 10, 16, 17, 31, 40, 132, 256, 262, 0x80, 0x400, 0x5401, 0x5412, 0x541c];
+    let values = values.into_iter().chain([0x1000_0011, 0x2000_0000, 0x2000_4000, 0x4000_0000, u64::MAX]);
+    let mut tried = vec![[0u64; 6]];
+    for value in values {
+        tried.extend((0..6).map(|place| std::array::from_fn(|at| if at == place { value } else { 0 })));
+        tried.push([2, value, value, value, 0, 0]);
+        tried.push([16, 6, value, value, 0, 0]);
+        tried.push([3, 6, 31, value, 4, 0]);
+    }
+    for profile in [SeccompProfile::Floor, SeccompProfile::Strict] {
+        let ours = on(profile, TargetArch::x86_64, |denied| numbers(denied.name)[0]);
+        let theirs = on(profile, TargetArch::aarch64, |denied| numbers(denied.name)[1]);
+        let listed = |arch| allowed_on(arch).collect::<BTreeMap<&str, i64>>();
+        let (left, right) = (listed(TargetArch::x86_64), listed(TargetArch::aarch64));
+        let both = left.iter().filter_map(|(name, number)| Some((*name, *number, *right.get(name)?)));
+        let floor = TABLE.iter().filter_map(|denied| {
+            let [here, there] = numbers(denied.name);
+            Some((denied.name, here?, there?))
+        });
+        let calls: Vec<_> = both.chain(floor).collect();
+        assert!(calls.len() > 250, "{}", calls.len());
+        let mut refused = 0;
+        for (name, here, there) in calls {
+            for args in &tried {
+                let answer = judged(&theirs, AARCH64, there, *args);
+                assert_eq!(answer, judged(&ours, X86_64, here, *args), "{name} {args:x?}");
+                refused += usize::from(answer != libc::SECCOMP_RET_ALLOW);
+            }
+            assert_eq!(
+                judged(&theirs, X86_64, here, [0; 6]),
+                libc::SECCOMP_RET_KILL_PROCESS,
+                "{name}, of the other kind"
+            );
+            assert_eq!(
+                judged(&theirs, 0x4000_0028, there, [0; 6]),
+                libc::SECCOMP_RET_KILL_PROCESS,
+                "{name}, of 32 bits"
+            );
+        }
+        assert!(refused > 1000, "{refused}");
+        // Numbers that nothing is known of.
+        let known: Vec<i64> =
+            right.values().copied().chain(TABLE.iter().filter_map(|row| numbers(row.name)[1])).collect();
+        for number in (0..600).filter(|number| !known.contains(number)) {
+            let expected = if profile == SeccompProfile::Strict { errno(ENOSYS) } else { libc::SECCOMP_RET_ALLOW };
+            assert_eq!(judged(&theirs, AARCH64, number, [0; 6]), expected, "call {number}");
+        }
     }
 }

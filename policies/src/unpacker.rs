@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
 use crate::seccomp::{SeccompError, guard, pack};
@@ -76,10 +76,10 @@ pub fn unpacker(pid: u32) -> Result<Vec<Vec<u64>>, SeccompError> {
     let commands = [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL];
     let fcntl = commands.iter().map(|command| SeccompRule::new(vec![is(1, u64::from(command.cast_unsigned()))?]));
     rules.insert(libc::SYS_fcntl, fcntl.collect::<Result<_, _>>()?);
-    let arch = std::env::consts::ARCH.try_into()?;
+    let arch: TargetArch = std::env::consts::ARCH.try_into()?;
     let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?;
     let program: BpfProgram = filter.try_into()?;
-    Ok(guard().iter().chain([&program]).map(pack).collect())
+    Ok(guard(arch).iter().chain([&program]).map(pack).collect())
 }
 
 #[cfg(test)]

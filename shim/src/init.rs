@@ -10,11 +10,12 @@ use molt_sys::process::exit_now;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
-    process::{Pid, Signal, WaitOptions, kill_process, wait},
+    process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait},
     time::{ClockId, clock_gettime},
 };
 
 use crate::{
+    keeper::Kept,
     planted::{Wall, left_out},
     report, spawn,
     step::{At as _, Step},
@@ -46,14 +47,14 @@ pub(crate) fn run(control: &OwnedFd, launch: &Launch, main: Pid) -> Step<Infalli
 }
 
 /// Reaps what has ended; true if there may be more. Does not return when the workload itself has ended.
-fn reap(control: &OwnedFd, main: Pid, execs: &mut HashMap<Pid, u32>) -> bool {
+fn reap(control: &OwnedFd, main: Pid, execs: &mut HashMap<Pid, Kept>) -> bool {
     for _ in 0..REAP_A_TURN {
         let (pid, status) = match wait(WaitOptions::NOHANG) {
             Ok(Some(ended)) => ended,
             Err(Errno::INTR) => continue,
             Ok(None) | Err(_) => return false,
         };
-        let status = status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal)).unwrap_or(255);
+        let status = code(status);
         if pid == main {
             let now = clock_gettime(ClockId::Monotonic);
             let at = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0);
@@ -63,14 +64,14 @@ fn reap(control: &OwnedFd, main: Pid, execs: &mut HashMap<Pid, u32>) -> bool {
             }
             exit_now(0);
         }
-        if let Some(id) = execs.remove(&pid) {
-            report::tell(control, &FromShim::ExecExited { id, status });
+        if let Some(kept) = execs.remove(&pid) {
+            report::tell(control, &FromShim::ExecExited { id: kept.id, status });
         }
     }
     true
 }
 
-fn listen(control: &OwnedFd, launch: &Launch, main: Pid, execs: &mut HashMap<Pid, u32>, buffer: &mut Vec<u8>) {
+fn listen(control: &OwnedFd, launch: &Launch, main: Pid, execs: &mut HashMap<Pid, Kept>, buffer: &mut Vec<u8>) {
     loop {
         let fds = match molt_sys::socket::receive(control, buffer) {
             Ok(Some(fds)) => fds,
@@ -80,16 +81,16 @@ fn listen(control: &OwnedFd, launch: &Launch, main: Pid, execs: &mut HashMap<Pid
         match serde_json::from_slice(buffer) {
             Ok(ToShim::Signal(number)) => send_signal(main, number),
             Ok(ToShim::SignalExec { id, signal }) => {
-                if let Some((pid, _)) = execs.iter().find(|(_, of)| **of == id) {
-                    send_signal(*pid, signal);
+                if let Some(kept) = execs.values().find(|kept| kept.id == id) {
+                    kept.signal(signal);
                 }
             }
             Ok(ToShim::Exec(request)) => {
                 let mut fds = fds.into_iter();
                 let (Some(stdin), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else { continue };
                 match spawn::beside(launch, &request, &spawn::Streams { stdin, stdout, stderr }) {
-                    Ok(pid) => {
-                        execs.insert(pid, request.id);
+                    Ok((pid, kept)) => {
+                        execs.insert(pid, kept);
                     }
                     Err(failure) => {
                         let status = spawn::not_run(Errno::from_raw_os_error(failure.errno));
@@ -100,6 +101,11 @@ fn listen(control: &OwnedFd, launch: &Launch, main: Pid, execs: &mut HashMap<Pid
             Ok(ToShim::Kill) | Err(_) => exit_now(0),
         }
     }
+}
+
+/// A shell's way to say how a process ended.
+pub(crate) fn code(status: WaitStatus) -> i32 {
+    status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal)).unwrap_or(255)
 }
 
 fn send_signal(pid: Pid, number: i32) {

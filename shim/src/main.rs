@@ -10,6 +10,7 @@ mod check;
 mod confine;
 mod enter;
 mod init;
+mod keeper;
 mod planted;
 mod populate;
 mod report;

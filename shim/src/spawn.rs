@@ -19,6 +19,7 @@ use rustix::{
 
 use crate::{
     check,
+    keeper::{self, Kept},
     planted::{Wall, left_out},
     step::{At as _, Step, refuse},
 };
@@ -170,14 +171,11 @@ pub(crate) fn not_run(errno: Errno) -> i32 {
     if errno == Errno::NOENT { 127 } else { 126 }
 }
 
-/// Forks a process beside the workload, in the same confinement.
-pub(crate) fn beside(launch: &Launch, request: &ExecRequest, streams: &Streams) -> Step<Pid> {
+/// Forks a process beside the workload, in the same confinement, and its keeper.
+pub(crate) fn beside(launch: &Launch, request: &ExecRequest, streams: &Streams) -> Step<(Pid, Kept)> {
     let environment = environment(&launch.env, &request.env)?;
     let program = Program::find(launch.env.get("PATH"), &request.argv, environment)?;
-    match fork().at("fork", "exec")? {
-        Fork::Parent(pid) => Ok(pid),
-        Fork::Child => exit_now(program.become_it(streams, request.tty)),
-    }
+    keeper::keep(request.id, || program.become_it(streams, request.tty))
 }
 
 fn strings<'a>(strings: impl Iterator<Item = &'a String>) -> Step<Vec<CString>> {

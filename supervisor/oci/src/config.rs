@@ -76,6 +76,8 @@ pub struct Limits {
     pub stall: Duration,
     /// Without a sign of life from an unpacker: it takes no byte and uses no processor time.
     pub unpack_stall: Duration,
+    /// For manifest, config and tokens together, whatever trickles in meanwhile.
+    pub resolve: Duration,
     /// For a whole fetch.
     pub deadline: Duration,
 }
@@ -104,6 +106,7 @@ impl Default for Limits {
             connect: Duration::from_secs(10),
             stall: Duration::from_mins(1),
             unpack_stall: Duration::from_mins(1),
+            resolve: Duration::from_mins(5),
             deadline: Duration::from_mins(30),
         }
     }

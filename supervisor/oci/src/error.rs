@@ -165,8 +165,10 @@ pub enum Error {
         source: io::Error,
     },
     /// The total deadline passed.
-    #[error("fetch {what}: not done after {} s", after.as_secs())]
+    #[error("{operation} {what}: not done after {} s", after.as_secs())]
     Deadline {
+        /// What was being done.
+        operation: &'static str,
         /// The image.
         what: String,
         /// The deadline.

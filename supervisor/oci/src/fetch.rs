@@ -138,7 +138,7 @@ impl Client {
                 Err(Error::NoSpace { operation, why: format!("{why}{figures}") })
             }
             Ok(done) => done,
-            Err(_) => Err(Error::Deadline { what, after: deadline }),
+            Err(_) => Err(Error::Deadline { operation: "fetch", what, after: deadline }),
         }
     }
 

@@ -117,6 +117,7 @@ pub fn judge(
 /// Unpacks the tar of a layer into an empty folder, on top of `lowers`, nearest first, by way of what an unpacker writes
 /// down for the next one.
 pub fn unpack(tar: &[u8], into: &OwnedFd, lowers: &[OwnedFd], limits: &Limits, xattrs: XattrNamespace) -> Result<()> {
+    rustix::process::umask(crate::layer::apply::UMASK);
     let root = into.try_clone().map_err(|error| Error::store("clone a descriptor", error))?;
     let (_, asks) = extract(tar, root, Packing::Tar, limits)?;
     let mut written = Vec::new();

@@ -111,13 +111,20 @@ impl Client {
         self.unpacker.as_ref().map_or_else(Vec::new, |unpacker| unpacker.degraded())
     }
 
-    /// Finds the image and reads its manifest and config.
+    /// Finds the image and reads its manifest and config, in [`Limits::resolve`] at most: a registry that sends a byte now
+    /// and then never stalls, and never ends either.
     pub async fn resolve(
         &self,
         reference: &ImageRef,
         platform: &Platform,
         progress: &dyn Progress,
     ) -> Result<Resolved> {
+        let after = self.limits.resolve;
+        let late = |_| Error::Deadline { operation: "resolve", what: reference.to_string(), after };
+        tokio::time::timeout(after, self.found(reference, platform, progress)).await.map_err(late)?
+    }
+
+    async fn found(&self, reference: &ImageRef, platform: &Platform, progress: &dyn Progress) -> Result<Resolved> {
         match reference {
             ImageRef::Registry { host, repository, tag, digest } => {
                 let repository = repository_at(host, repository);

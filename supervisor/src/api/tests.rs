@@ -19,7 +19,7 @@ use super::{fake, frame, listen, peer};
 use crate::{
     cli::client::Client,
     command::Handle,
-    observe::output::{Line, Stream},
+    observe::output::{End, Line, Stream},
 };
 
 const NO_BODY: Option<&()> = None;
@@ -180,6 +180,40 @@ async fn a_head_that_never_ends_is_cut_off_and_nobody_else_waits() {
     tokio::time::timeout(Duration::from_secs(8), slow.read_to_end(&mut rest)).await.unwrap().unwrap();
 }
 
+/// Whatever comes behind a request on its connection is not read as another one: there is nothing to smuggle.
+#[tokio::test]
+async fn one_connection_carries_one_request() {
+    let served = served();
+    let update = |image: &str| {
+        let body = serde_json::json!({"image": image}).to_string();
+        format!(
+            "POST /v1/updates HTTP/1.1\r\nhost: molt\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let count = async || served.client.get::<Vec<UpdateView>>("/v1/updates").await.unwrap().len();
+    let before = count().await;
+    let first = "GET /v1/status HTTP/1.1\r\nhost: molt\r\n";
+    for pipelined in [
+        format!("{first}\r\n{}", update("localhost/app:good")),
+        format!("{first}connection: keep-alive\r\n\r\n{}", update("localhost/app:good")),
+        // Two ideas of where a body ends.
+        format!(
+            "{first}content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{}",
+            update("localhost/app:good")
+        ),
+        format!("{first}content-length: 0\r\ncontent-length: 9\r\n\r\n{}", update("localhost/app:good")),
+        format!("{first}transfer-encoding: xchunked\r\n\r\n{}", update("localhost/app:good")),
+    ] {
+        let answer = raw(&served.socket, &pipelined).await;
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{pipelined:?} got {answer:?}");
+        assert_eq!(count().await, before, "{pipelined:?}");
+    }
+    // One alone is taken: it is not that they are refused for what they are.
+    assert!(raw(&served.socket, &update("localhost/app:good")).await.starts_with("HTTP/1.1 202"));
+    assert_eq!(count().await, before + 1);
+}
+
 #[tokio::test]
 async fn one_connection_too_many_is_told_so_and_places_come_back() {
     let served = served();
@@ -285,7 +319,7 @@ async fn events_come_as_server_sent_events_and_resume() {
 async fn logs_are_kept_cut_and_followed() {
     let served = served();
     for text in ["one", "two", "three"] {
-        served.handle.output.push(Generation(1), Stream::Stdout, text.as_bytes());
+        served.handle.output.push(Generation(1), Stream::Stdout, text.as_bytes(), End::Line);
     }
     let mut lines = served.client.lines("/v1/logs?tail=2").await.unwrap();
     let mut seen = Vec::new();
@@ -295,7 +329,7 @@ async fn logs_are_kept_cut_and_followed() {
     assert_eq!(seen, ["two", "three"]);
     let mut lines = served.client.lines("/v1/logs?follow=1&tail=1").await.unwrap();
     assert_eq!(lines.next::<Line>().await.unwrap().unwrap().text, "three");
-    served.handle.output.push(Generation(1), Stream::Stderr, b"four");
+    served.handle.output.push(Generation(1), Stream::Stderr, b"four", End::Line);
     let four = lines.next::<Line>().await.unwrap().unwrap();
     assert_eq!((four.text.as_str(), four.stream, four.seq), ("four", Stream::Stderr, 4));
 }

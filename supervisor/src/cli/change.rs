@@ -57,7 +57,8 @@ pub(crate) async fn update(printer: Printer, client: &Client, args: UpdateArgs) 
         printer.document(&plan, show::plan)?;
         return Ok(0);
     }
-    end(printer, client, serde_json::from_slice(&bytes).map_err(broken)?, args.wait, Until::Decision, exit_status).await
+    let until = if args.stage_only { Until::Staged } else { Until::Decision };
+    end(printer, client, serde_json::from_slice(&bytes).map_err(broken)?, args.wait, until, exit_status).await
 }
 
 /// `molt policy diff`: what an update with this policy would be refused for; 6 where there is anything.

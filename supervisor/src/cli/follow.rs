@@ -9,7 +9,7 @@ use molt_core::{
     code::Code,
     ids::UpdateId,
     spec::Span,
-    wire::{Accepted, Document, Event, PhaseName, UpdateView, What, undecided},
+    wire::{Accepted, Document, Event, Outcome, PhaseName, UpdateView, What, undecided},
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -29,6 +29,8 @@ pub(crate) enum Until {
     Ended,
     /// The end, or that nothing goes on without a decision.
     Decision,
+    /// The same, or that it is staged and held: the end of what was asked for with `--stage-only`.
+    Staged,
 }
 
 /// An update that is followed.
@@ -120,6 +122,11 @@ async fn stream(
                             heard = before(heard, SILENCE.saturating_sub(TICK));
                         }
                         screen.event(&what);
+                        if matches!(what, What::Phase { phase: PhaseName::Held, .. })
+                            && let Some(view) = record(client, followed, since).await?
+                        {
+                            return Ok(view);
+                        }
                     }
                 }
             }
@@ -145,15 +152,25 @@ async fn record(client: &Client, followed: Followed, since: &mut Instant) -> Res
     match client.get::<UpdateView>(&format!("/v1/updates/{id}")).await {
         Ok(view) => {
             *since = Instant::now();
+            if view.outcome.is_none() && until == Until::Staged && held(client, &view).await? {
+                return Ok(Some(UpdateView { outcome: Some(Outcome::Staged), ..view }));
+            }
             // Held: ready, and it goes on by itself when the hold ends.
             let waits = undecided(&view) || view.reason == Some(Code::Held);
-            let over = view.outcome.is_some() || (until == Until::Decision && waits);
+            let over = view.outcome.is_some() || (until != Until::Ended && waits);
             Ok(over.then_some(view))
         }
         // Taken a moment ago, and not in the snapshot yet.
         Err(Fault::Problem(problem)) if problem.code == Code::NotFound && since.elapsed() < PATIENCE => Ok(None),
         Err(fault) => Err(fault),
     }
+}
+
+/// Whether the update is staged and goes no further by itself.
+async fn held(client: &Client, view: &UpdateView) -> Result<bool, Fault> {
+    let status = client.get::<Document>("/v1/status").await?.status;
+    let staged = status.staged.is_some_and(|staged| Some(staged.generation) == view.to);
+    Ok(staged && status.phase == PhaseName::Held)
 }
 
 /// Whether a phase is one in which the old version is kept for a way back.

@@ -34,7 +34,10 @@ pub(crate) async fn logs(printer: Printer, client: &Client, follow: bool, tail: 
         format!("/v1/logs?follow={}{from}", u8::from(follow))
     };
     let print = |line: &Line| {
-        printer.item(line, |line| if terminal { text::clean_line(&line.text) } else { line.text.clone() })
+        printer.item(line, |line| {
+            let text = if terminal { text::clean_line(&line.text) } else { line.text.clone() };
+            if line.more { text + "…" } else { text }
+        })
     };
     items(client, follow, path, |line: &Line| line.seq, print).await
 }

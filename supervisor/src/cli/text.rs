@@ -5,6 +5,8 @@
 
 use comfy_table::{Table, presets};
 
+use crate::observe::marked::escape;
+
 /// Text of others, with control characters spelled out; newlines stay.
 pub(crate) fn clean(text: &str) -> String {
     escape(text, |c| c == '\n' || c == '\t')
@@ -30,20 +32,6 @@ pub(crate) fn clean_line(text: &str) -> String {
         rest = tail;
     }
     safe.push_str(&escape(rest, |c| c == '\t'));
-    safe
-}
-
-fn escape(text: &str, keep: impl Fn(char) -> bool) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        // Bidirectional overrides reorder what a person reads.
-        let hostile = c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if hostile && !keep(c) {
-            safe.extend(c.escape_default());
-        } else {
-            safe.push(c);
-        }
-    }
     safe
 }
 

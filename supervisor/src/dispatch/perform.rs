@@ -381,6 +381,7 @@ impl Dispatcher {
     fn open(&mut self, run: Run) -> Option<Event> {
         let live = self.live.get_mut(&run.instance)?;
         let program = live.record.program.argv.first().cloned().unwrap_or_default();
+        let swapping = live.init.swapping();
         let pipe = match live.open() {
             Ok(Some(pipe)) => crate::watch::readable(pipe).ok(),
             Ok(None) => None,
@@ -391,7 +392,7 @@ impl Dispatcher {
         let Some(pipe) = pipe else {
             return Some(not_opened(run, "the gate was open already".to_owned()));
         };
-        drop(tokio::spawn(swap::swap(pipe, run, program, self.answers.clone())));
+        drop(tokio::spawn(swap::swap(pipe, run, program, self.answers.clone(), swapping)));
         None
     }
 

@@ -12,13 +12,14 @@ use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 
 use super::Answers;
-use crate::{clock::mono_ns, timer::timeout};
+use crate::{clock::mono_ns, timer::timeout, workload::run::Swapping};
 
 /// From the gate to the exec. It takes a millisecond; what takes this long has been stopped, or waits for a disk.
 const EXECED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Waits for the end of the pipe: CLOEXEC closes it when exec has happened; four bytes before it are an errno.
-pub(crate) async fn swap(pipe: AsyncFd<OwnedFd>, run: Run, program: String, answers: Answers) {
+/// Waits for the end of the pipe: CLOEXEC closes it when exec has happened; four bytes before it are an errno. While
+/// `swapping` is held no exit of the run is told.
+pub(crate) async fn swap(pipe: AsyncFd<OwnedFd>, run: Run, program: String, answers: Answers, swapping: Swapping) {
     let instance = run.instance;
     let event = if let Ok((at_ns, said)) = timeout(EXECED_WITHIN, end(&pipe)).await {
         if let Ok(bytes) = <[u8; 4]>::try_from(said.as_slice()) {
@@ -33,6 +34,7 @@ pub(crate) async fn swap(pipe: AsyncFd<OwnedFd>, run: Run, program: String, answ
         Event::NotExeced { instance, code: Code::DeadlineExceeded, message }
     };
     let _ = answers.send(event);
+    drop(swapping);
 }
 
 /// When the pipe ended, and what came before.

@@ -2,6 +2,7 @@
 
 pub(crate) mod events;
 pub(crate) mod log;
+pub(crate) mod marked;
 pub(crate) mod metrics;
 pub(crate) mod now;
 pub(crate) mod output;

@@ -1,7 +1,7 @@
 //! The workload's output: passed on to the container's own streams and kept in a bounded ring for `molt logs`.
 //!
 //! In: bytes from the pipes of the generations. Out: lines, numbered. Must not: block the workload for long, grow, or
-//! parse what it carries. A line longer than 16 KiB is split; the oldest lines go first.
+//! parse what it carries. A line longer than 16 KiB is split, and its pieces say so; the oldest lines go first.
 
 use std::{
     collections::VecDeque,
@@ -12,7 +12,17 @@ use molt_core::ids::Generation;
 use tokio::sync::watch;
 
 const KEPT_BYTES: usize = 1 << 20;
-const LINE_BYTES: usize = 16 << 10;
+/// More of one line is the next line.
+pub(crate) const LINE_BYTES: usize = 16 << 10;
+
+/// How a line ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// With a newline, or with the stream.
+    Line,
+    /// It goes on, and was cut.
+    Cut,
+}
 
 /// Which stream a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -37,6 +47,9 @@ pub(crate) struct Line {
     pub(crate) stream: Stream,
     /// The text; bytes that are not UTF-8 are replaced.
     pub(crate) text: String,
+    /// Whether the same line goes on in the next one of its stream: it was longer than 16 KiB.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) more: bool,
 }
 
 /// Shared by everyone; cheap to clone.
@@ -59,10 +72,11 @@ impl OutputRing {
         Self { inner: Arc::new(Mutex::new(Ring::default())), last: Arc::new(watch::Sender::new(0)) }
     }
 
-    /// Adds one line.
-    pub(crate) fn push(&self, generation: Generation, stream: Stream, text: &[u8]) {
+    /// Adds one line, or a piece of one.
+    pub(crate) fn push(&self, generation: Generation, stream: Stream, text: &[u8], end: End) {
         let mut ring = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        for piece in text.chunks(LINE_BYTES).chain(text.is_empty().then_some(&[][..])) {
+        let mut pieces = text.chunks(LINE_BYTES).chain(text.is_empty().then_some(&[][..])).peekable();
+        while let Some(piece) = pieces.next() {
             ring.last += 1;
             let line = Line {
                 seq: ring.last,
@@ -70,6 +84,7 @@ impl OutputRing {
                 generation,
                 stream,
                 text: String::from_utf8_lossy(piece).into_owned(),
+                more: pieces.peek().is_some() || end == End::Cut,
             };
             ring.bytes += line.text.len() + 64;
             ring.lines.push_back(line);

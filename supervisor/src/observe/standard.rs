@@ -51,6 +51,10 @@ struct Way {
 struct Standard {
     stdout: Way,
     stderr: Way,
+    /// Whether both are one file: a pipe that a runtime made for all output.
+    shared: bool,
+    /// Whether the workload's last line there has no end yet: ours begins on one of its own.
+    unfinished: bool,
     /// Lines of the log that standard error did not take yet.
     log: VecDeque<u8>,
     /// Whether standard error took the last bytes it was given.
@@ -90,18 +94,25 @@ impl Way {
 
 impl Standard {
     fn of(stdout: BorrowedFd<'static>, stderr: BorrowedFd<'static>) -> Self {
-        let log = VecDeque::new();
-        Self { stdout: Way::of(stdout), stderr: Way::of(stderr), log, works: true, untold: 0, lost: 0 }
+        let file = |fd| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+        let (shared, log) = (file(stdout).is_some() && file(stdout) == file(stderr), VecDeque::new());
+        let (stdout, stderr) = (Way::of(stdout), Way::of(stderr));
+        Self { stdout, stderr, shared, unfinished: false, log, works: true, untold: 0, lost: 0 }
     }
 
     /// Bytes of the workload's. What is kept of the log goes first, or a flood would never let it through.
     fn offer(&mut self, stream: Stream, bytes: &[u8]) -> rustix::io::Result<usize> {
         self.flush();
-        match stream {
-            Stream::Stdout => self.stdout.write(bytes),
-            Stream::Stderr if self.log.is_empty() => self.stderr.write(bytes),
-            Stream::Stderr => Ok(0),
+        let same = stream == Stream::Stderr || self.shared;
+        if same && !self.log.is_empty() {
+            return Ok(0);
         }
+        let way = if stream == Stream::Stdout { &self.stdout } else { &self.stderr };
+        let length = way.write(bytes)?;
+        if let (true, Some(last)) = (same, length.checked_sub(1).and_then(|last| bytes.get(last))) {
+            self.unfinished = *last != b'\n';
+        }
+        Ok(length)
     }
 
     fn log(&mut self, line: &[u8]) {
@@ -116,8 +127,10 @@ impl Standard {
 
     fn flush(&mut self) {
         while !self.log.is_empty() {
-            match self.stderr.write(self.log.as_slices().0) {
+            let end = if self.unfinished { &b"\n"[..] } else { self.log.as_slices().0 };
+            match self.stderr.write(end) {
                 Ok(0) => return,
+                Ok(_) if self.unfinished => self.unfinished = false,
                 Ok(length) => {
                     self.log.drain(..length);
                     self.works = true;
@@ -260,6 +273,26 @@ mod tests {
                 standard.flush();
             }
             assert_eq!((standard.tell(), standard.tell(), standard.lost), (35, 0, 35));
+        }
+    }
+
+    /// A line that the workload leaves open cannot become the beginning of one of ours, nor the other way round.
+    #[test]
+    fn a_line_of_ours_is_one_of_its_own() {
+        for shared in [true, false] {
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+            let (_other, elsewhere) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+            let write = leaked(write);
+            let mut standard = Standard::of(if shared { write } else { leaked(elsewhere) }, write);
+            let open = if shared { Stream::Stdout } else { Stream::Stderr };
+            standard.offer(open, b"whole\n").unwrap();
+            standard.log(b"INFO one\n");
+            standard.offer(open, b"half").unwrap();
+            standard.log(b"INFO two\n");
+            standard.offer(open, b"rest\n").unwrap();
+            let mut text = [0; 99];
+            let length = std::fs::File::from(read).read(&mut text).unwrap();
+            assert_eq!(&text[..length], b"whole\nINFO one\nhalf\nINFO two\nrest\n", "{shared}");
         }
     }
 

@@ -97,19 +97,132 @@ async fn http(get: &HttpGet) -> Result<(), String> {
     stream.write_all(request.as_bytes()).await.map_err(|error| format!("send: {error}"))?;
     let mut head = Vec::new();
     let mut chunk = [0; 512];
-    while head.len() < 4096 && !head.contains(&b'\n') {
+    loop {
+        match status(&head) {
+            Some(Ok(200..=399)) => return Ok(()),
+            Some(Ok(code)) => return Err(format!("status {code}")),
+            Some(Err(NotHttp)) => return Err("not an HTTP answer".to_owned()),
+            None if head.len() >= HEAD => return Err(format!("no status in the first {HEAD} bytes of its answer")),
+            None => {}
+        }
         match stream.read(&mut chunk).await {
-            Ok(0) => break,
+            Ok(0) if head.is_empty() => return Err("closed without an answer".to_owned()),
+            Ok(0) => return Err("not an HTTP answer".to_owned()),
             Ok(length) => head.extend_from_slice(chunk.get(..length).unwrap_or_default()),
             Err(error) => return Err(format!("read: {error}")),
         }
     }
-    let line = String::from_utf8_lossy(&head);
-    let line = line.lines().next().unwrap_or_default();
-    let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).and_then(|code| code.parse::<u16>().ok());
-    match status {
-        Some(200..=399) => Ok(()),
-        Some(code) => Err(format!("status {code}")),
-        None => Err("not an HTTP answer".to_owned()),
+}
+
+/// Most that is read of an answer: it is for its status only.
+const HEAD: usize = 4096;
+
+/// What began with something else than a status line.
+#[derive(Debug, PartialEq, Eq)]
+struct NotHttp;
+
+/// The status of an answer that begins with `head`, past those that only announce another one (1xx); none where it has
+/// not been sent yet.
+fn status(head: &[u8]) -> Option<Result<u16, NotHttp>> {
+    let mut rest = head;
+    loop {
+        let end = rest.iter().position(|byte| *byte == b'\n')?;
+        let line = rest.get(..end).unwrap_or_default().trim_ascii_end();
+        let code = match line.strip_prefix(b"HTTP/1.").unwrap_or_default() {
+            [b'0' | b'1', b' ', code @ ..] => code.split(|byte| *byte == b' ').next(),
+            _ => None,
+        };
+        let code = code.filter(|code| code.len() == 3 && code.iter().all(u8::is_ascii_digit));
+        match code.and_then(|code| std::str::from_utf8(code).ok()?.parse().ok()) {
+            None => return Some(Err(NotHttp)),
+            Some(100..=199) => {
+                let after = rest.windows(4).position(|window| window == b"\r\n\r\n")?;
+                rest = rest.get(after + 4..).unwrap_or_default();
+            }
+            Some(code) => return Some(Ok(code)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::{Duration, Instant},
+    };
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A server whose answer is `first`, then `again` for ever, a piece in so many milliseconds; its port.
+    async fn server(first: &'static [u8], again: &'static [u8], pause: u64) -> (u16, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let mut request = [0; 512];
+                    let _ = stream.read(&mut request).await;
+                    let mut sent = stream.write_all(first).await;
+                    while sent.is_ok() && !again.is_empty() {
+                        tokio::time::sleep(Duration::from_millis(pause)).await;
+                        sent = stream.write_all(again).await;
+                    }
+                });
+            }
+        });
+        (port, asked)
+    }
+
+    async fn ask(port: u16) -> Result<(), String> {
+        let get = HttpGet { path: "/".to_owned(), port, host: "127.0.0.1".to_owned() };
+        tokio::time::timeout(Duration::from_millis(500), http(&get)).await.unwrap_or_else(|_| Err("late".to_owned()))
+    }
+
+    #[tokio::test]
+    async fn hostile_answers_are_a_miss_or_a_status_and_nothing_more() {
+        const ENDLESS: &[u8] = &[b'x'; 16 << 10];
+        let early =
+            b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 x\r\n\r\n";
+        let limit = "no status in the first 4096 bytes of its answer";
+        let cases: [(&[u8], &[u8], u64, Result<(), &str>); 16] = [
+            (b"HTTP/1.1 200 OK\r\n\r\n", b"", 0, Ok(())),
+            (b"HTTP/1.0 399\n", b"", 0, Ok(())),
+            // The body and the rest of the head are not waited for.
+            (b"HTTP/1.1 200 OK\r\n", ENDLESS, 0, Ok(())),
+            (b"HTTP/1.1 200 OK\r\nX: ", b"y", 100, Ok(())),
+            (early, b"", 0, Ok(())),
+            (b"HTTP/1.1 503 ill\r\n", ENDLESS, 0, Err("status 503")),
+            (b"HTTP/1.1 404 none\r\n\r\n", b"", 0, Err("status 404")),
+            (b"HTTP/1.1 2", ENDLESS, 0, Err(limit)),
+            (b"", ENDLESS, 0, Err(limit)),
+            (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0, Err(limit)),
+            (b"HTTP/1.1 102 x\r\nA: ", ENDLESS, 0, Err(limit)),
+            (b"", b"x", 50, Err("late")),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", b"", 0, Err("not an HTTP answer")),
+            (b"\x00\xff\x1b[2J\n", b"", 0, Err("not an HTTP answer")),
+            (b"HTTP/1.1 +20 x\r\n", b"", 0, Err("not an HTTP answer")),
+            (b"", b"", 0, Err("closed without an answer")),
+        ];
+        for (first, again, pause, expected) in cases {
+            let (port, _) = server(first, again, pause).await;
+            let start = Instant::now();
+            let shown = String::from_utf8_lossy(first).into_owned();
+            assert_eq!(ask(port).await, expected.map_err(str::to_owned), "{shown:?}");
+            assert!(start.elapsed() < Duration::from_secs(5), "{shown:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn redirects_are_not_followed() {
+        let (elsewhere, asked) = server(b"HTTP/1.1 200 OK\r\n\r\n", b"", 0).await;
+        let answer = format!("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{elsewhere}/\r\n\r\n");
+        let (port, _) = server(answer.leak().as_bytes(), b"", 0).await;
+        assert_eq!(ask(port).await, Ok(()));
+        assert_eq!(asked.load(Ordering::Relaxed), 0);
     }
 }

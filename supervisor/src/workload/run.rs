@@ -39,6 +39,8 @@ pub(crate) struct Init {
     execs: Mutex<HashMap<u32, oneshot::Sender<i32>>>,
     next_exec: AtomicU32,
     gone: watch::Sender<bool>,
+    /// Whether its gate was opened and it is not yet known what became of the exec.
+    swapping: watch::Sender<bool>,
     /// Processes in its namespaces that are not its children; none may join any more where this is `None`.
     unconfined: Mutex<Option<Vec<Weak<AsyncFd<OwnedFd>>>>>,
 }
@@ -102,6 +104,7 @@ impl Init {
             execs: Mutex::new(HashMap::new()),
             next_exec: AtomicU32::new(1),
             gone: watch::Sender::new(false),
+            swapping: watch::Sender::new(false),
             unconfined: Mutex::new(Some(Vec::new())),
         })
     }
@@ -155,6 +158,13 @@ impl Init {
     /// Changes to true when every process of the run is gone.
     pub(crate) fn gone(&self) -> watch::Receiver<bool> {
         self.gone.subscribe()
+    }
+
+    /// To be held from before the gate is opened until it was told what became of the exec. Meanwhile no exit is told: a
+    /// program that could not be executed ends too, and that it ended is not why.
+    pub(crate) fn swapping(self: &Arc<Self>) -> Swapping {
+        self.swapping.send_replace(true);
+        Swapping(Arc::clone(self))
     }
 
     /// Starts a process beside the workload; the receiver gets its exit status.
@@ -216,6 +226,7 @@ impl Init {
                     // The clock is the kernel's, the number is the shim's: it cannot lie in the future.
                     let at_ns = at.min(mono_ns());
                     exited_at = Some(at_ns);
+                    let _ = self.swapping.subscribe().wait_for(|swapping| !swapping).await;
                     let _ = events.send(Event::Exited { instance: run.instance, status, at_ns });
                 }
                 Some((FromShim::ExecExited { id, status }, _)) => {
@@ -230,10 +241,21 @@ impl Init {
         }
         self.shut();
         self.wait_gone().await;
+        let _ = self.swapping.subscribe().wait_for(|swapping| !swapping).await;
         let at_ns = exited_at.unwrap_or_else(mono_ns);
         self.gone.send_replace(true);
         let _ = events.send(Event::Gone { instance: run.instance, at_ns });
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// See [`Init::swapping`].
+#[derive(Debug)]
+pub(crate) struct Swapping(Arc<Init>);
+
+impl Drop for Swapping {
+    fn drop(&mut self) {
+        self.0.swapping.send_replace(false);
     }
 }
 

@@ -1,6 +1,8 @@
-//! What a policy costs: reading and lowering it, and arming a generation under it, a small one beside the largest one.
+//! What a policy costs: reading, lowering and applying it, and arming a generation under it, a small one beside the largest
+//! one.
 //!
-//! In: `--rounds N` (20) updates under each policy, in turns. Out: microseconds of reading and lowering 50 paths; from
+//! In: `--rounds N` (20) updates under each policy, in turns. Out: microseconds of reading, lowering and applying 50 paths
+//! (the calls of the shim's `confine/landlock.rs` and its filters, in a thread of its own each time); from
 //! entering the phase Arming to leaving it, by the supervisor's own events (milliseconds). Must not: count what the
 //! update does before or after.
 
@@ -59,6 +61,55 @@ fn lowered() -> anyhow::Result<(Samples, Samples)> {
     Ok((read, lower))
 }
 
+/// Opens, looks at and adds each of 50 folders, enters the domain and loads the filters, as a generation's init does.
+fn applied() -> anyhow::Result<Samples> {
+    use landlock::{
+        ABI, Access as _, AccessFs, CompatLevel, Compatible as _, PathBeneath, Ruleset, RulesetAttr as _,
+        RulesetCreatedAttr as _, Scope,
+    };
+    use rustix::fs::{Mode, OFlags, ResolveFlags};
+    let folders = tempfile::tempdir()?;
+    let paths: Vec<_> = (0..50).map(|number| folders.path().join(number.to_string())).collect();
+    paths.iter().try_for_each(fs::create_dir)?;
+    let programs = molt_policy::seccomp::programs(molt_core::launch::SeccompProfile::Floor)?;
+    let programs: Vec<seccompiler::BpfProgram> =
+        programs.iter().map(|program| program.iter().map(unpacked).collect()).collect();
+    let apply = || -> anyhow::Result<f64> {
+        let started = Instant::now();
+        let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+        let mut ruleset =
+            ruleset.handle_access(AccessFs::from_all(ABI::V5))?.scope(Scope::from_all(ABI::V6))?.create()?;
+        for path in &paths {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            let fd = rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
+            rustix::fs::fstat(&fd)?;
+            fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd)))?;
+            ruleset = ruleset.add_rule(PathBeneath::new(fd, AccessFs::from_read(ABI::V5)))?;
+        }
+        ruleset.restrict_self()?;
+        for program in &programs {
+            seccompiler::apply_filter(program)?;
+        }
+        Ok(started.elapsed().as_secs_f64() * 1e6)
+    };
+    let mut samples = Samples::default();
+    for _ in 0..200 {
+        let took = std::thread::scope(|scope| scope.spawn(apply).join());
+        samples.push(took.map_err(|_| anyhow::anyhow!("a thread ended"))??);
+    }
+    Ok(samples)
+}
+
+fn unpacked(op: &u64) -> seccompiler::sock_filter {
+    let part = |shift: u32, bits: u32| (op >> shift) & ((1u64 << bits) - 1);
+    seccompiler::sock_filter {
+        code: u16::try_from(part(48, 16)).unwrap_or(0),
+        jt: u8::try_from(part(40, 8)).unwrap_or(0),
+        jf: u8::try_from(part(32, 8)).unwrap_or(0),
+        k: u32::try_from(part(0, 32)).unwrap_or(0),
+    }
+}
+
 /// Milliseconds of the last update's phase Arming.
 fn armed(molt: &Molt, id: &str) -> anyhow::Result<f64> {
     let text = molt.expect(0, &["events", "-o", "json"])?.stdout;
@@ -75,7 +126,7 @@ fn armed(molt: &Molt, id: &str) -> anyhow::Result<f64> {
 }
 
 fn run(bed: &Bed, arguments: &Arguments) -> anyhow::Result<()> {
-    let (read, lower) = lowered()?;
+    let ((read, lower), apply) = (lowered()?, applied()?);
     let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/health/monitor", json!("400ms"));
     for (name, count) in [("few.yaml", FEW), ("many.yaml", MANY)] {
         fs::write(setup.config.join(name), policy(count))?;
@@ -100,7 +151,7 @@ fn run(bed: &Bed, arguments: &Arguments) -> anyhow::Result<()> {
         let armed = json!({"few": few.json("ms"), "many": many.json("ms"), "ratio": ratio});
         println!(
             "{:#}",
-            json!({"machine": machine, "read": read.json("us"), "lower": lower.json("us"), "armed": armed})
+            json!({"machine": machine, "read": read.json("us"), "lower": lower.json("us"), "apply": apply.json("us"), "armed": armed})
         );
         return Ok(());
     }
@@ -109,6 +160,7 @@ fn run(bed: &Bed, arguments: &Arguments) -> anyhow::Result<()> {
     for (name, samples) in [
         ("read and check 50 paths, µs", &read),
         ("lower 50 paths and the seccomp floor, µs", &lower),
+        ("apply 50 paths and the seccomp floor, µs", &apply),
         ("armed under 9 paths, ms", &few),
         ("armed under 256 paths, ms", &many),
     ] {

@@ -25,6 +25,7 @@ const OWN: &[&str] = &[
     "Tgid",
     "Ngid",
     "Pid",
+    "PPid",
     "TracerPid",
     "NStgid",
     "NSpid",
@@ -151,7 +152,10 @@ fn fields() -> io::Result<BTreeMap<String, String>> {
     let leads = |number| raw::call(number, &mut [n(0)]).is_ok_and(|id| id == own);
     put("leads-its-session".to_owned(), &leads(libc::SYS_getsid));
     put("leads-its-group".to_owned(), &leads(libc::SYS_getpgid));
-    put("parent".to_owned(), &answer(libc::SYS_getppid, &[]));
+    // The init, or a keeper that was forked from it. By the number that this `/proc` knows it by.
+    let parent = fs::read_to_string("/proc/self/status")?;
+    let parent = parent.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap_or_default().trim();
+    put("parent".to_owned(), &fs::read_to_string(format!("/proc/{parent}/comm"))?.trim());
     for (name, value) in std::env::vars() {
         put(format!("env.{name}"), &value);
     }

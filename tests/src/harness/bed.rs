@@ -53,6 +53,7 @@ pub struct Bed {
     guarded: Once<Registry>,
     bearer: Once<Registry>,
     podman: Once<Podman>,
+    rootless: Once<Podman>,
     outer: Once<PathBuf>,
     pushed: Mutex<HashMap<String, Arc<Once<String>>>>,
     imported: Mutex<HashMap<PathBuf, Arc<Once<String>>>>,
@@ -80,6 +81,7 @@ impl Bed {
             guarded: Once::new(),
             bearer: Once::new(),
             podman: Once::new(),
+            rootless: Once::new(),
             outer: Once::new(),
             pushed: Mutex::default(),
             imported: Mutex::default(),
@@ -221,6 +223,11 @@ impl Bed {
         self.podman.get(|| Podman::new(&self.run.path().join("podman")))
     }
 
+    /// One that an ordinary user runs.
+    pub fn rootless_podman(&self) -> anyhow::Result<Arc<Podman>> {
+        self.rootless.get(|| Podman::rootless(&self.run.path().join("rootless")))
+    }
+
     /// The root of an outer sandbox: busybox, `/app/molt-testd` and, once it is built, `/usr/local/bin/molt`.
     pub fn outer_root(&self) -> anyhow::Result<PathBuf> {
         let root = self.outer.get(|| {
@@ -243,12 +250,12 @@ impl Bed {
         Ok(PathBuf::from(copy.as_str()))
     }
 
-    /// The podman image of a root folder; imported once.
-    pub fn podman_image(&self, root: &Path) -> anyhow::Result<String> {
-        let once = entry(&self.imported, root.to_owned());
+    /// The image of a root folder in `podman`; imported once.
+    pub fn podman_image(&self, podman: &Podman, root: &Path) -> anyhow::Result<String> {
+        let once = entry(&self.imported, podman.folder().join(root.strip_prefix("/").unwrap_or(root)));
         let name = once.get(|| {
             let name = format!("localhost/outer:{}", self.next());
-            process::timed("import into podman", || self.podman()?.import(root, &name))?;
+            process::timed("import into podman", || podman.import(root, &name))?;
             Ok(name)
         })?;
         Ok(name.to_string())

@@ -29,6 +29,8 @@ pub enum Kind {
     CrunUser,
     /// As `Podman`, with `--uidmap`.
     PodmanUser,
+    /// `podman run --cap-add SYS_ADMIN` by an ordinary user, to whom 65536 more ids were given.
+    PodmanRootless,
 }
 
 /// The part of a [`Kind`] that decides how it is started and asked.
@@ -47,14 +49,23 @@ impl Kind {
 
     /// Whether PID 1 is root of a user namespace only.
     pub fn in_user_namespace(self) -> bool {
-        self == Self::LightUserSingle || Self::USER.contains(&self)
+        matches!(self, Self::LightUserSingle | Self::PodmanRootless) || Self::USER.contains(&self)
+    }
+
+    /// Who its root is on the machine.
+    pub(super) fn root(self) -> u32 {
+        match self {
+            Self::PodmanRootless => super::rootless::USER,
+            kind if kind.in_user_namespace() => super::userns::ROOT,
+            _ => 0,
+        }
     }
 
     pub(super) fn runtime(self) -> Runtime {
         match self {
             Self::Light | Self::LightUser | Self::LightUserMasked | Self::LightUserSingle => Runtime::Light,
             Self::Crun | Self::CrunUser => Runtime::Crun,
-            Self::Podman | Self::PodmanUser => Runtime::Podman,
+            Self::Podman | Self::PodmanUser | Self::PodmanRootless => Runtime::Podman,
         }
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
 
-use super::{process, world};
+use super::{process, rootless, userns, world};
 
 const STEP: Duration = Duration::from_mins(1);
 
@@ -20,11 +20,34 @@ const STEP: Duration = Duration::from_mins(1);
 #[derive(Debug, Clone)]
 pub struct Podman {
     folder: PathBuf,
+    /// Where it keeps what need not last.
+    state: PathBuf,
+    rootless: bool,
 }
 
 impl Podman {
     /// Writes its configuration into `folder`.
     pub fn new(folder: &Path) -> anyhow::Result<Self> {
+        Self::with(folder, &Path::new(world::SHORT).join("podman"), false)
+    }
+
+    /// One for an ordinary user, who is made for it in this world.
+    pub fn rootless(folder: &Path) -> anyhow::Result<Self> {
+        let podman = Self::with(folder, &Path::new(world::SHORT).join("rootless"), true)?;
+        fs::create_dir_all(&podman.state)?;
+        rootless::account(&podman.folder)?;
+        for folder in [&podman.folder, &podman.state] {
+            userns::give_to(folder, rootless::USER)?;
+        }
+        Ok(podman)
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn with(folder: &Path, state: &Path, rootless: bool) -> anyhow::Result<Self> {
         fs::create_dir_all(folder)?;
         // Podman's own defaults ask for more than a machine without CAP_SYS_RESOURCE can give.
         let limit = |resource, most: u64| getrlimit(resource).maximum.unwrap_or(most).min(most);
@@ -39,29 +62,26 @@ impl Podman {
         let at = |name: &str| folder.join(name).display().to_string();
         // The clean-up after a container fails if `runroot` is longer than 50 characters, and who waits
         // for the container then waits 20 s.
-        let (graph, run) = (at("graph"), Self::state("run"));
+        let (graph, run) = (at("graph"), state.join("run"));
         let storage =
             format!("[storage]\ndriver = \"overlay\"\ngraphroot = \"{graph}\"\nrunroot = \"{}\"\n", run.display());
         fs::write(folder.join("storage.conf"), storage)?;
         fs::write(folder.join("registries.conf"), "unqualified-search-registries = []\n")?;
         fs::write(folder.join("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#)?;
-        Ok(Self { folder: folder.to_owned() })
-    }
-
-    fn state(name: &str) -> PathBuf {
-        Path::new(world::SHORT).join("podman").join(name)
+        Ok(Self { folder: folder.to_owned(), state: state.to_owned(), rootless })
     }
 
     /// `podman VERB`, to be completed.
     pub fn command(&self, verb: &str) -> Command {
         let at = |name: &str| self.folder.join(name);
-        let mut command = Command::new("podman");
+        let mut command =
+            if self.rootless { rootless::run("podman", &self.folder, &self.state) } else { Command::new("podman") };
         command
             .env("CONTAINERS_CONF", at("containers.conf"))
             .env("CONTAINERS_STORAGE_CONF", at("storage.conf"))
             .env("CONTAINERS_REGISTRIES_CONF", at("registries.conf"))
             .arg("--tmpdir")
-            .arg(Self::state("tmp"))
+            .arg(self.state.join("tmp"))
             .args(["--log-level", "error"])
             .arg(verb);
         command

@@ -68,8 +68,9 @@ impl Sandbox {
         sandbox.furnish()?;
         if kind.runtime() == Runtime::Podman {
             sandbox.give_volumes()?;
-            let podman = bed.podman()?;
-            let image = bed.podman_image(&sandbox.options.root)?;
+            let rootless = kind == Kind::PodmanRootless;
+            let podman = if rootless { bed.rootless_podman()? } else { bed.podman()? };
+            let image = bed.podman_image(&podman, &sandbox.options.root)?;
             sandbox.podman = Some(Arc::clone(&podman));
             let arguments = sandbox.podman_arguments(&image);
             process::timed("podman run", || podman.run("run", &arguments))?;
@@ -113,7 +114,7 @@ impl Sandbox {
         for (key, value) in &self.options.env {
             arguments.extend(["--env".to_owned(), format!("{key}={value}")]);
         }
-        if self.kind.in_user_namespace() {
+        if self.kind == Kind::PodmanUser {
             arguments.extend(["--uidmap".to_owned(), userns::MAP.replace(' ', ":")]);
         }
         arguments.extend(self.options.podman.iter().cloned());
@@ -156,7 +157,7 @@ impl Sandbox {
         let ours = self.options.volumes.iter().filter(|volume| volume.host.starts_with(bed));
         // An idmapped mount shows what belongs to the machine's root as the sandbox's root's.
         let given = ours.filter(|_| self.kind.in_user_namespace() && self.kind != Kind::CrunUser);
-        given.map(|volume| &volume.host).try_for_each(|host| userns::give(host))
+        given.map(|volume| &volume.host).try_for_each(|host| userns::give_to(host, self.kind.root()))
     }
 
     fn launch(&mut self) -> anyhow::Result<()> {
@@ -166,7 +167,7 @@ impl Sandbox {
         let mut command = match self.kind {
             Kind::Crun | Kind::CrunUser => self.crun_command()?,
             Kind::LightUser | Kind::LightUserMasked | Kind::LightUserSingle => self.light_user_command()?,
-            Kind::Light | Kind::Podman | Kind::PodmanUser => self.light_command(),
+            Kind::Light | Kind::Podman | Kind::PodmanUser | Kind::PodmanRootless => self.light_command(),
         };
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         if self.kind != Kind::Light {
@@ -308,7 +309,7 @@ impl Sandbox {
     /// Its PID 1, as this program sees it; an error if it does not run.
     pub fn pid1(&self) -> anyhow::Result<u32> {
         match (self.kind, &self.running) {
-            (Kind::Podman | Kind::PodmanUser, _) => {
+            (Kind::Podman | Kind::PodmanUser | Kind::PodmanRootless, _) => {
                 let format = "--format={{.State.Pid}}";
                 let said = self.podman()?.run("inspect", &[format, &self.name])?.stdout;
                 let pid = said.trim().parse()?;

@@ -28,7 +28,12 @@ pub fn mappings() -> Value {
 
 /// Makes everything below `path` that belongs to the machine's root belong to the namespace's root.
 pub fn give(path: &Path) -> anyhow::Result<()> {
-    let owner = format!("{ROOT}:{ROOT}");
+    give_to(path, ROOT)
+}
+
+/// The same for whoever is root of another namespace.
+pub fn give_to(path: &Path, root: u32) -> anyhow::Result<()> {
+    let owner = format!("{root}:{root}");
     let mut command = Command::new("chown");
     process::run(command.args(["--recursive", "--no-dereference", "--from=0:0", &owner]).arg(path), STEP).map(drop)
 }

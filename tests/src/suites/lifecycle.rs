@@ -142,9 +142,11 @@ fn dry_run(bed: &Bed) -> anyhow::Result<()> {
 
 fn stage_only(bed: &Bed) -> anyhow::Result<()> {
     let molt = v1(bed)?;
-    molt.expect(0, &["update", "--stage-only", "--no-wait", &bed.small("v2")?])?;
-    let status = molt.until("generation 2 to be staged", |status| status["phase"] == "Held")?;
-    ensure!(status["staged"]["generation"] == 2, "{status:#}");
+    // It waits until there is nothing more to wait for, and says what would go on.
+    let staged = molt.expect(0, &["update", "--stage-only", &bed.small("v2")?])?;
+    ensure!(staged.stdout.contains("staged: generation 2 holds") && staged.stdout.contains("molt apply"), "{staged:?}");
+    let status = molt.status()?;
+    ensure!(status["phase"] == "Held" && status["staged"]["generation"] == 2, "{status:#}");
     molt.serves("v1", 1)?;
     molt.expect(0, &["apply"])?;
     molt.serves("v2", 2)?;

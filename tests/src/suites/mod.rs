@@ -13,6 +13,7 @@ mod hooks;
 mod hostile;
 mod isolation;
 mod keep;
+mod languages;
 mod lifecycle;
 mod operator;
 mod policy;
@@ -26,6 +27,7 @@ mod runtimes;
 mod scarce;
 mod simulator;
 mod soak;
+mod staging;
 mod trees;
 mod triggers;
 mod unconfined;
@@ -59,6 +61,7 @@ pub fn all() -> Vec<Case> {
         hostile::CASES,
         isolation::CASES,
         keep::CASES,
+        languages::CASES,
         operator::requests::CASES,
         operator::probes::CASES,
         operator::limits::CASES,
@@ -74,6 +77,7 @@ pub fn all() -> Vec<Case> {
         scarce::CASES,
         simulator::CASES,
         soak::CASES,
+        staging::CASES,
         trees::CASES,
         unconfined::CASES,
         unpack::CASES,

@@ -22,6 +22,7 @@ pub(super) const CASES: &[Case] = &[
     case("policy::an_image_cannot_widen_it_by_links", widened_by_links),
     case("policy::an_image_may_move_what_it_alone_owns", moved_honestly),
     case("policy::a_rollback_to_a_wider_one_is_no_widening", rollback_is_not_wider),
+    case("policy::a_wider_one_is_refused_after_a_restart_too", wider_after_restart),
     case("policy::without_landlock_it_is_said_everywhere", degraded_is_said),
     case("policy::a_kernel_with_less_is_refused_unless_best_effort", too_old),
     case("policy::shapes_that_people_write_hold", shapes_hold),
@@ -118,6 +119,36 @@ fn rollback_is_not_wider(bed: &Bed) -> anyhow::Result<()> {
     molt.serves("v1", 3)?;
     let file = fs::read_to_string(molt.store.join("generations/1/policy.yaml"))?;
     ensure!(file == POLICY && molt.status()?["confirmed"]["generation"] == 1, "the old policy is back");
+    molt.sound()
+}
+
+/// What a new policy is compared with outlives Molt: it is in the store, not in its memory.
+fn wider_after_restart(bed: &Bed) -> anyhow::Result<()> {
+    let mut molt = under(bed, &bed.small("v1")?, POLICY)?.start()?;
+    let narrow = written(&molt, "narrow.yaml", &POLICY.replace(", /srv/data", ""))?;
+    molt.expect(0, &["update", &bed.small("v2")?, "--policy", &narrow])?;
+    let wide = written(&molt, "wide.yaml", POLICY)?;
+    let refused = |molt: &Molt| -> anyhow::Result<()> {
+        let image = bed.small("v3")?;
+        let output = molt.expect(6, &["update", &image, "--policy", &wide])?;
+        ensure!(output.stderr.contains("/srv/data can be changed now"), "{}", output.stderr);
+        ensure!(molt.expect(6, &["policy", "diff", &wide])?.stdout.contains("/srv/data can be changed now"));
+        ensure!(molt.version()?.0 == "v2", "the one that ran goes on");
+        Ok(())
+    };
+    refused(&molt)?;
+    molt.sandbox.kill()?;
+    molt.sandbox.restart()?;
+    molt.settled()?;
+    refused(&molt)?;
+    // Nor after one that began wide and came back by itself.
+    let bad = molt.expect(3, &["update", &bed.small("exits")?, "--policy", &wide, "--allow-wider"])?;
+    ensure!(bad.stderr.contains("rolled back") || bad.stdout.contains("rolled back"), "{bad:?}");
+    refused(&molt)?;
+    molt.sandbox.kill()?;
+    molt.sandbox.restart()?;
+    molt.settled()?;
+    refused(&molt)?;
     molt.sound()
 }
 

@@ -15,11 +15,12 @@ use rustix::fs::OFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use serde_json::json;
 
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
 use crate::harness::cgroup::Group;
-use crate::harness::molt::{Molt, SOCKET, SOON, Setup};
+use crate::harness::molt::{Molt, PROGRAM, SOCKET, SOON, Setup};
 use crate::harness::process::Output;
 use crate::harness::runtime::Kind;
 use crate::harness::{http, wait};
@@ -31,7 +32,10 @@ pub(super) const CASES: &[Case] = &[
     case("pressure::a_log_that_takes_nothing_stops_nothing", untaken),
     case("pressure::without_processes_an_update_fails_and_nothing_else", no_processes),
     case("pressure::without_descriptors_it_says_so_and_goes_on", no_descriptors),
+    case("pressure::an_endless_line_and_forged_ones_are_told_apart", forged),
     case("pressure::memory_that_runs_out_ends_what_is_run_beside_the_workload", no_memory),
+    case("pressure::with_little_memory_a_swap_goes_well_or_the_old_one_serves", little_memory),
+    case("pressure::the_workload_goes_before_pid_1_when_memory_runs_out", scores),
 ];
 
 /// Both ends of what PID 1 writes to: ours first.
@@ -221,4 +225,113 @@ fn no_memory(bed: &Bed) -> anyhow::Result<()> {
     molt.expect(0, &["update", &bed.small("v2")?])?;
     molt.serves("v2", 2)?;
     molt.sound()
+}
+
+/// Less and less memory for the sandbox as a whole: an update goes well, or fails and says so; PID 1 stays.
+fn little_memory(bed: &Bed) -> anyhow::Result<()> {
+    let molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
+    let images = [("v1", bed.small("v1")?), ("v2", bed.small("v2")?)];
+    let (mut serving, mut least) = (0, None);
+    let first = molt.sandbox.pid1()?;
+    for megabytes in [128, 64, 48, 40, 32, 24] {
+        let memory = Group::memory(bed, &molt, megabytes << 20)?;
+        // Asked from outside: a client in there would need memory, too.
+        let record = molt.updated(&images[1 - serving].1)?;
+        match record["outcome"].as_str() {
+            Some("confirmed") => (serving, least) = (1 - serving, Some(megabytes)),
+            Some("aborted" | "rolledBack") => ensure!(memory.kills()? > 0, "{megabytes} MiB: {record:#}"),
+            _ => anyhow::bail!("{megabytes} MiB: {record:#}"),
+        }
+        ensure!(molt.version()?.0 == images[serving].0, "{megabytes} MiB: {record:#}");
+        ensure!(molt.sandbox.pid1()? == first, "PID 1 is another one");
+    }
+    eprintln!("the least memory an update went well with: {least:?} MiB");
+    ensure!(least.is_some_and(|least| least <= 64), "an update needs more than 64 MiB: {least:?}");
+    molt.expect(0, &["update", "--force", &images[1 - serving].1])?;
+    ensure!(molt.version()?.0 == images[1 - serving].0);
+    molt.sound()
+}
+
+/// The kernel takes the process with the highest score: everything of a generation before PID 1.
+fn scores(bed: &Bed) -> anyhow::Result<()> {
+    for kind in [Kind::Light, Kind::LightUser] {
+        let molt = Setup::new(bed, kind, &bed.small("v1")?)?.start()?;
+        let first = molt.sandbox.pid1()?;
+        let score = |pid: u32| -> anyhow::Result<i32> {
+            Ok(fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?.trim().parse()?)
+        };
+        let own = score(first)?;
+        ensure!(own < 500, "{kind:?}: PID 1 has {own}");
+        let beside = |molt: &Molt| -> anyhow::Result<usize> {
+            let family: Vec<_> = molt.family()?.into_iter().filter(|(pid, _)| *pid != first).collect();
+            for (pid, name) in &family {
+                let score = score(*pid)?;
+                // One that unpacks goes even earlier.
+                ensure!(score == 500 || score == 1000, "{kind:?}: {name} has {score}, PID 1 {own}");
+            }
+            Ok(family.len())
+        };
+        let mut command = molt.sandbox.exec_command(&[PROGRAM, "exec", "--", "sleep", "1111"])?;
+        let _running = crate::harness::process::Background::spawn(&mut command)?;
+        // The init, the workload, the keeper and the sleep.
+        wait::until_ok("the sleep", SOON, || {
+            ensure!(molt.family()?.iter().any(|(_, name)| name == "sleep"), "not there");
+            Ok(())
+        })?;
+        ensure!(beside(&molt)? >= 4, "{:?}", molt.family()?);
+        // It may ask to go earlier, never later.
+        let lower = molt.molt(&["exec", "--", "sh", "-c", "echo 499 > /proc/self/oom_score_adj"])?;
+        ensure!(lower.code != 0, "{kind:?}: {lower:?}");
+        molt.expect(0, &["update", &bed.small("v2")?])?;
+        beside(&molt)?;
+        molt.sound()?;
+    }
+    Ok(())
+}
+
+/// A line without an end, lines that look like Molt's, and codes that rub out what was there.
+fn forged(bed: &Bed) -> anyhow::Result<()> {
+    let forged = "2026-01-01T00:00:00.000000Z  INFO forged generation 9 is confirmed";
+    let script = format!(
+        "printf '%s\\n' '{forged}'; printf '\\033[2K\\r{forged}\\n' >&2; \
+         busybox head -c 100000 /dev/zero | busybox tr '\\0' x; printf '\\n{{\"level\":\"INFO\",\"forged\":1}}\\nno end'; sleep 1111"
+    );
+    for output in ["lines", "raw"] {
+        let setup = Setup::own_root(bed, Kind::Light, &["/bin/busybox", "sh", "-c", &script])?;
+        let readiness = json!({"exec": {"command": ["true"]}, "period": "100ms"});
+        let molt = setup.env("MOLT_OUTPUT", output).with("/health/readiness", readiness).start()?;
+        let lines = wait::until_ok("the lines", SOON, || {
+            let text = molt.expect(0, &["logs", "-o", "json"])?.stdout;
+            let lines = text.lines().map(serde_json::from_str).collect::<Result<Vec<serde_json::Value>, _>>()?;
+            ensure!(lines.iter().any(|line| line["text"].as_str().is_some_and(|text| text.contains("\"forged\""))));
+            Ok(lines)
+        })?;
+        // `molt logs` has the workload's lines only, and says who wrote them and which were cut.
+        let long: Vec<_> =
+            lines.iter().filter(|line| line["text"].as_str().is_some_and(|text| text.starts_with("xxx"))).collect();
+        let cut = long.iter().filter(|line| line["more"] == true).count();
+        ensure!(long.len() == 7 && cut == 6, "{} pieces, {cut} cut", long.len());
+        ensure!(long.iter().all(|line| line["text"].as_str().is_some_and(|text| text.len() <= 16 << 10)));
+        ensure!(lines.iter().all(|line| line["generation"] == 0), "{lines:?}");
+        let told = molt.expect(0, &["events", "-o", "json"])?.stdout + &molt.expect(0, &["history"])?.stdout;
+        ensure!(!told.contains("forged"), "what it printed is told as Molt's own: {told}");
+        let log = molt.sandbox.logs();
+        if output == "raw" {
+            // As it was written, byte by byte.
+            ensure!(
+                log.matches('x').count() >= 100_000 && log.contains(&format!("\x1b[2K\r{forged}\n")),
+                "{log:.3000}"
+            );
+            continue;
+        }
+        let theirs = |line: &str| line.starts_with("[0 out] ") || line.starts_with("[0 err] ");
+        ensure!(log.lines().filter(|line| theirs(line)).count() >= 10, "{log:.3000}");
+        for line in log.lines().filter(|line| !theirs(line)) {
+            ensure!(!line.contains("forged") && !line.contains("xxxx"), "it looks like Molt's: {line:?}");
+            ensure!(line.starts_with("20"), "whose is it? {line:?}");
+        }
+        ensure!(!log.contains('\x1b') && !log.contains('\r'), "control characters came through: {log:.3000}");
+        molt.sound()?;
+    }
+    Ok(())
 }

@@ -15,6 +15,7 @@ use crate::harness::wait;
 /// The tests of this suite.
 pub(super) const CASES: &[Case] = &[
     case("probe::exec_is_run_inside_and_its_status_counts", exec),
+    case("probe::an_exec_that_takes_too_long_goes_with_all_it_forked", forks),
     case("probe::tcp_wants_a_connection", tcp),
     case("probe::notify_waits_for_ready", notify),
     case("probe::notify_may_ask_for_more_time", extends),
@@ -42,6 +43,39 @@ fn exec(bed: &Bed) -> anyhow::Result<()> {
     ensure!(probes.to_string().contains("status 1"), "{probes:#}");
     ensure!(molt.version()?.0 == "v2");
     molt.sound()
+}
+
+/// What a probe leaves behind when its time is over: a child, one in a session of its own, and one whose parent is gone.
+fn forks(bed: &Bed) -> anyhow::Result<()> {
+    let script = "test -e /sandbox/state/asked && exit 0; echo > /sandbox/state/asked; \
+                  sleep 1111 & setsid sh -c 'sleep 1111' & (setsid sh -c 'setsid sleep 1111 & sleep 1111' &); \
+                  sh -c '(trap \"\" TERM HUP INT; while true; do sleep 1111; done) & echo > /sandbox/state/forked'; sleep 1111";
+    for kind in [Kind::Light, Kind::LightUserMasked] {
+        let setup = Setup::new(bed, kind, &bed.small("v1")?)?.workload_env("PATH", "/bin");
+        let mut probe = shell(&script.replace("setsid", "busybox setsid"));
+        probe["timeout"] = json!("1s");
+        let molt = setup.with("/health/liveness", probe).start()?;
+        let left = || -> anyhow::Result<usize> {
+            let family = molt.family()?;
+            let command = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            Ok(family.into_iter().filter(|(pid, _)| command(*pid).contains("1111")).count())
+        };
+        wait::until("the probe to fork", SOON, || molt.state.join("forked").exists())?;
+        wait::until_ok("all of it to be there", SOON, || {
+            ensure!(left()? >= 6, "{:?}", molt.family()?);
+            Ok(())
+        })?;
+        wait::until_ok("all of it to be gone", SOON, || {
+            ensure!(left()? == 0, "{:?}", molt.family()?);
+            Ok(())
+        })?;
+        // The workload is none of it, nor is what an operator leaves running on purpose.
+        molt.expect(0, &["exec", "--", "sh", "-c", "busybox setsid sleep 1111 >/dev/null 2>&1 &"])?;
+        ensure!(left()? == 1, "what was left on purpose went: {:?}", molt.family()?);
+        molt.serves("v1", 1)?;
+        molt.sound()?;
+    }
+    Ok(())
 }
 
 fn tcp(bed: &Bed) -> anyhow::Result<()> {

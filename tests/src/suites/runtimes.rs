@@ -23,6 +23,7 @@ pub(super) const CASES: &[Case] = &[
     case("story::in_a_user_namespace_with_a_masked_proc", |bed| user(bed, Kind::LightUserMasked)),
     case("story::in_a_user_namespace_under_crun", |bed| user(bed, Kind::CrunUser)),
     case("story::in_a_user_namespace_under_podman", |bed| user(bed, Kind::PodmanUser)),
+    case("story::under_podman_of_an_ordinary_user", |bed| user(bed, Kind::PodmanRootless)),
     case("story::as_on_linux_6_14", |bed| older(bed, Kind::Light, "6.14")),
     case("story::as_on_linux_5_15", |bed| older(bed, Kind::Light, "5.15")),
     case("story::as_on_linux_5_15_under_podman", |bed| older(bed, Kind::Podman, "5.15")),

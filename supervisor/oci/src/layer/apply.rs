@@ -57,6 +57,7 @@ impl Meta {
 pub(crate) fn apply<R: Read>(stream: &mut R, root: OwnedFd, limits: &Limits) -> Result<Asks> {
     let mut tar = TarReader::new(stream, limits);
     let mut applier = Applier {
+        bare: bare(&root),
         tree: Tree::new(root, limits),
         folders: HashMap::new(),
         me: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
@@ -71,6 +72,18 @@ struct Applier<'a> {
     tree: Tree<'a>,
     folders: HashMap<Vec<u8>, Meta>,
     me: (u32, u32),
+    /// Whether a new file has the mode it is made with, less [`UMASK`].
+    bare: bool,
+}
+
+/// The umask of whoever unpacks: what most files of an image do not grant anyway.
+pub(crate) const UMASK: Mode = Mode::WGRP.union(Mode::WOTH);
+
+/// Whether no list for new files (acl(5)) comes with the store's folder: all folders below would inherit it.
+fn bare(root: &OwnedFd) -> bool {
+    let mut none = [0u8; 0];
+    let asked = rustix::fs::fgetxattr(root, "system.posix_acl_default", &mut none[..]);
+    matches!(asked, Err(Errno::NODATA | Errno::OPNOTSUPP))
 }
 
 impl Applier<'_> {
@@ -87,9 +100,15 @@ impl Applier<'_> {
             Kind::Whiteout(Whiteout::Name(hidden)) => return self.whiteout(&parent, hidden),
             Kind::Hardlink(target) => return self.hardlink(&parent, name, target),
             Kind::File(_) => {
+                // With all of its mode from the start, where that is what it will have in the end: one call less a file.
+                let whole = Mode::from_raw_mode(entry.mode);
+                let at_once = self.bare
+                    && self.mine(entry)
+                    && (Mode::RWXU | Mode::RWXG | Mode::RWXO).difference(UMASK).contains(whole);
+                let made = if at_once { whole } else { Mode::RUSR | Mode::WUSR };
                 let file = self.place(&parent, name, |at| {
                     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                    rustix::fs::openat(at, name, flags, Mode::RUSR | Mode::WUSR)
+                    rustix::fs::openat(at, name, flags, made)
                 })?;
                 let mut file = std::fs::File::from(file);
                 tar.data(entry, |piece| {
@@ -98,7 +117,9 @@ impl Applier<'_> {
                 self.own(entry, &real, |uid, gid| rustix::fs::fchown(&file, uid, gid))?;
                 set_xattrs(&file, entry)?;
                 let settle = |error| Error::store(format!("set the mode and time of '{}'", show(&real)), error);
-                rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode)).map_err(settle)?;
+                if !at_once {
+                    rustix::fs::fchmod(&file, whole).map_err(settle)?;
+                }
                 rustix::fs::futimens(&file, &times(entry.mtime)).map_err(settle)?;
             }
             Kind::Symlink(target) => {
@@ -251,6 +272,11 @@ impl Applier<'_> {
         }
     }
 
+    /// Whether what the process makes has this owner already.
+    fn mine(&self, entry: &Entry) -> bool {
+        (entry.uid, entry.gid) == self.me
+    }
+
     /// Gives away what the process would not make its own anyway. Before the mode: chown clears setuid.
     fn own(
         &self,
@@ -258,7 +284,7 @@ impl Applier<'_> {
         real: &[u8],
         chown: impl FnOnce(Option<Uid>, Option<Gid>) -> rustix::io::Result<()>,
     ) -> Result<()> {
-        if (entry.uid, entry.gid) == self.me {
+        if self.mine(entry) {
             return Ok(());
         }
         chown(Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))

@@ -35,6 +35,8 @@ use crate::{
 /// Unpacks `source` into `root` and checks that it was what `promise` says. Gives what it asks of the layers below. In the
 /// process that calls it: the product does this in a process of its own, [`crate::unpacker`].
 pub(crate) fn unpack(source: impl BufRead, root: OwnedFd, promise: Promise, options: Options<'_>) -> Result<Asks> {
+    // Of the whole process, as for one that does nothing else.
+    rustix::process::umask(apply::UMASK);
     let mut source = Hashed::new(source);
     let kept = root.try_clone().map_err(|error| Error::store("keep a folder open", error))?;
     let extracted = extract(&mut source, root, promise.packing, options.limits);

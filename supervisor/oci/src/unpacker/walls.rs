@@ -32,7 +32,7 @@ use rustix::{
     thread::{CapabilitySet, UnshareFlags, set_no_new_privs},
 };
 
-use crate::config::Limits;
+use crate::{config::Limits, layer::apply::UMASK};
 
 /// What an unpacker may read and what it may change.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ const MARK: CapabilitySet = UNPACK.union(CapabilitySet::SYS_ADMIN);
 pub(super) fn build(control: &OwnedFd, reach: Reach, limits: &Limits, power: Power) -> Step<(Reach, Vec<String>)> {
     let mut missing = Vec::new();
     arm_death_signal(control)?;
-    umask(Mode::from_raw_mode(0o022));
+    umask(UMASK);
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
         missing.push(format!("when memory runs out it is not the first to go (oom_score_adj: {error})"));
     }

@@ -290,3 +290,35 @@ async fn what_was_finished_before_a_failure_is_kept() {
     assert_eq!(place.store.layers().unwrap().len(), 1);
     place.assert_clean();
 }
+
+/// A byte now and then is no stall; it is no answer either. Whatever trickles: manifest, config, token.
+#[tokio::test]
+async fn a_registry_that_trickles_is_given_up() {
+    fn trickle() -> Response {
+        let bytes = futures_util::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Some((Ok::<_, Infallible>(Bytes::from_static(b" ")), ()))
+        });
+        ([(header::CONTENT_TYPE, MANIFEST)], Body::from_stream(bytes)).into_response()
+    }
+    let service = Registry::start(image(), |_, _| Some(trickle())).await;
+    for what in ["manifest", "config", "token"] {
+        let challenge = format!("Bearer realm=\"http://{}/token\"", service.host);
+        let registry = Registry::start(image(), move |asked, _| match what {
+            "manifest" => asked.path.contains("/manifests/").then(trickle),
+            "config" => asked.path.contains("/blobs/").then(trickle),
+            _ => Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge.clone())]).into_response()),
+        })
+        .await;
+        let limits = Limits { resolve: Duration::from_millis(700), stall: Duration::from_mins(1), ..quick() };
+        let insecure = vec![registry.host.clone(), service.host.clone()];
+        let client = Client::new(&Registries { insecure, ..Registries::default() }, limits).unwrap();
+        let reference: ImageRef = registry.reference().parse().unwrap();
+        let start = Instant::now();
+        let error = client.resolve(&reference, &Platform::host(), &()).await.unwrap_err();
+        assert_eq!(error.code(), Code::DeadlineExceeded, "{what}: {error}");
+        assert!(error.to_string().starts_with("resolve "), "{error}");
+        assert!(start.elapsed() >= Duration::from_millis(700), "{what}: {:?}", start.elapsed());
+    }
+    assert!(service.log().iter().any(|asked| asked.path == "/token"), "no token was asked for");
+}
