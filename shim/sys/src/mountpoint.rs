@@ -37,22 +37,46 @@ pub enum Problem {
     /// A file is to be mounted on a folder with something in it.
     #[error("it is a folder in the image, and not an empty one")]
     IsFolder,
+    /// There is a link on the way to it, in what is mounted above it.
+    #[error("a symbolic link is on the way to it, in what is mounted above it, which the image does not own")]
+    Link,
 }
 
 /// The mount point at `path`, if it is there and fits. Parents may be links inside the root; the last part may not.
-fn find(root: impl AsFd, path: &str, kind: Kind) -> rustix::io::Result<Option<OwnedFd>> {
+///
+/// What a volume holds is not the image's, and whoever may write it changes it meanwhile: no link in it is followed, and
+/// each step is taken from the descriptor of the one before.
+fn find(root: impl AsFd, path: &str, kind: Kind) -> Result<Option<OwnedFd>, Problem> {
+    let (parents, name) = split(path);
+    let mut here = rustix::io::fcntl_dupfd_cloexec(&root, 0)?;
+    for part in parents.split('/').filter(|part| !matches!(*part, "" | ".")) {
+        match look(&here, part)? {
+            Some((next, FileType::Directory)) => here = next,
+            Some((_, FileType::Symlink)) if !same_mount(&root, &here)? => return Err(Problem::Link),
+            Some((_, FileType::Symlink)) => return Ok(find_by_links(root, path, kind)?),
+            _ => return Ok(None),
+        }
+    }
+    Ok(look(&here, name)?.and_then(|found| fits(found, kind)))
+}
+
+/// The same where a link of the image is on the way.
+fn find_by_links(root: impl AsFd, path: &str, kind: Kind) -> rustix::io::Result<Option<OwnedFd>> {
     let (parent, name) = split(path);
     let parent = match openat2(&root, parent, FOLDER, Mode::empty(), IN_ROOT) {
         Ok(parent) => parent,
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
         Err(errno) => return Err(errno),
     };
-    let Some((found, is)) = look(&parent, name)? else { return Ok(None) };
+    Ok(look(&parent, name)?.and_then(|found| fits(found, kind)))
+}
+
+fn fits((found, is): (OwnedFd, FileType), kind: Kind) -> Option<OwnedFd> {
     let fits = match kind {
         Kind::Folder => is == FileType::Directory,
         Kind::File => is == FileType::RegularFile,
     };
-    Ok(fits.then_some(found))
+    fits.then_some(found)
 }
 
 /// The mount point at `path`. What is in its way on the root's own mount is replaced: a link that leads nowhere or into
