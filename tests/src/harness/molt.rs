@@ -122,7 +122,11 @@ impl<'a> Setup<'a> {
     pub fn launch(self) -> anyhow::Result<Molt> {
         let Self { bed, kind, spec, options, state, store, config, port } = self;
         fs::write(config.join("sandbox.yaml"), serde_json::to_string_pretty(&spec)?)?;
-        let options = options.volume(&state, STATE).volume(&store, STORE).read_only(&config, "/etc/molt");
+        // Before the others, which may lie in them.
+        let mut options = options;
+        let others = std::mem::take(&mut options.volumes);
+        let mut options = options.volume(&state, STATE).volume(&store, STORE).read_only(&config, "/etc/molt");
+        options.volumes.extend(others);
         let sandbox = Sandbox::start(bed, kind, options)?;
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         Ok(Molt { sandbox, address, state, store, config })
