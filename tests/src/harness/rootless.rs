@@ -46,6 +46,11 @@ pub fn run(program: &str, home: &Path, state: &Path) -> Command {
     let mut command = Command::new("setpriv");
     let (user, group) = (USER.to_string(), USER.to_string());
     command.args(["--reuid", &user, "--regid", &group, "--clear-groups", "--inh-caps=-all", "--", program]);
-    command.env("HOME", home).env("XDG_RUNTIME_DIR", state).env("TMPDIR", state).env_remove("DBUS_SESSION_BUS_ADDRESS").current_dir("/");
+    command
+        .env("HOME", home)
+        .env("XDG_RUNTIME_DIR", state)
+        .env("TMPDIR", state)
+        .env_remove("DBUS_SESSION_BUS_ADDRESS")
+        .current_dir("/");
     command
 }
