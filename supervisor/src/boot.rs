@@ -36,7 +36,7 @@ use crate::{
     store::{
         Store,
         audit::Audit,
-        history,
+        history::{self, History},
         journal::{File, Journal},
         memory::Remembered,
     },
@@ -86,6 +86,7 @@ fn start(args: &InitArgs) -> Result<u8, Refusal> {
         return refuse(125, format!("failed to start; nothing was touched:\n{}", missing.join("\n")));
     }
     let (spec, policy) = read_spec(args)?;
+    check_keys(&spec)?;
     harden();
     let container = container();
     rootfs::remember_pretended_kernel();
@@ -143,9 +144,13 @@ async fn serve(
     let signals = Signals::new(signals, reaped.clone())
         .or_else(|error| refuse(125, format!("failed to watch signals: {error}")))?;
     let client = client(&spec, reaped.clone())?;
-    let audit = store.as_deref().map(Audit::resume).unwrap_or_default();
+    let audit = match store.as_deref().map(|store| History::open(&store.dir)) {
+        Some(Ok(history)) => Audit::resume(history),
+        Some(Err(error)) => return refuse(120, format!("failed to open the history: {error}")),
+        None => Audit::default(),
+    };
     let mut remembered = Remembered::open(store.as_deref());
-    let (events, past) = past(&mut slot, &known, store.as_deref(), &mut remembered, &spec, &policy);
+    let (events, past) = past(&mut slot, &known, &audit, &mut remembered, &spec, &policy);
     let output = OutputRing::new();
     let run = socket.parent().map_or_else(|| PathBuf::from("/run/molt"), Path::to_path_buf);
     let context = Arc::new(Context {
@@ -190,7 +195,7 @@ async fn serve(
     let (brought, brought_in) = mpsc::unbounded_channel();
     let (commands, commands_in) = mpsc::channel(16);
     let now = Now::new();
-    let handle = crate::command::Handle { commands, view, now: now.clone(), events, output, audit };
+    let handle = crate::command::Handle { commands, view, now: now.clone(), events, output, audit: audit.clone() };
     drop(tokio::spawn(async move { crate::api::serve(handle, listener).await }));
 
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %socket.display(), "molt starts");
@@ -208,6 +213,7 @@ async fn serve(
     });
     let inputs = Inputs { events: events_in, brought: brought_in, commands: commands_in, signals };
     let status = dispatcher.run(Event::Boot(found), inputs).await;
+    audit.finish();
     let _ = std::fs::remove_file(&socket);
     Ok(u8::try_from(status.clamp(0, 255)).unwrap_or(255))
 }
@@ -217,12 +223,12 @@ async fn serve(
 fn past(
     slot: &mut Slot,
     known: &BTreeMap<Generation, Record>,
-    store: Option<&Store>,
+    audit: &Audit,
     remembered: &mut Remembered,
     spec: &Spec,
     policy: &str,
 ) -> (EventLog, VecDeque<UpdateView>) {
-    let mut past = store.map(|store| history::tail(&store.dir, HISTORY)).unwrap_or_default();
+    let mut past = audit.updates(HISTORY);
     let told = past.iter().filter_map(|view| view.event).max().unwrap_or(0);
     let events = EventLog::new(remembered.facts.events.max(told), &past);
     let digest = plan::sha256(format!("{}\n{policy}", spec.to_document()).as_bytes());
@@ -243,9 +249,7 @@ fn past(
             record.event = Some(event);
             What::Outcome { result: Box::new(record.clone()) }
         });
-        if let Some(Err(error)) = store.map(|store| history::append(&store.dir, &record)) {
-            tracing::warn!(%error, "failed to complete the history");
-        }
+        audit.note_now(&record);
         past.push(record);
     }
     let newest = past.iter().map(|view| view.id.0).max().unwrap_or(0).max(newest);
@@ -294,6 +298,18 @@ fn read_spec(args: &InitArgs) -> Result<(Spec, String), Refusal> {
         return refuse(122, "nothing to run: give an image (--image, or spec.image) or a command (molt init -- CMD)");
     }
     Ok((spec, policy))
+}
+
+/// A key in the spec that is none is a mistake; a file may still come, and is read for each order.
+fn check_keys(spec: &Spec) -> Result<(), Refusal> {
+    for (index, key) in spec.orders.keys.iter().enumerate() {
+        let Err(why) = crate::triggers::order::key::Key::of(key) else { continue };
+        if key.key.is_some() {
+            return refuse(122, format!("the spec is not valid:\n  spec.orders.keys[{index}].key: {why}"));
+        }
+        tracing::warn!("orders of the key '{}' are refused for now: {why}", key.id);
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<String, Refusal> {

@@ -9,8 +9,8 @@ use molt_core::{
     code::Code,
     ids::{Digest, Generation, UpdateId},
     wire::{
-        Accepted, Collected, Difference, Document, GenerationView, HoldView, PlanView, Problem, RollbackRequest,
-        UpdateRequest, UpdateView,
+        Accepted, Collected, Difference, Document, GenerationView, HoldView, Ordered, PlanView, Problem,
+        RollbackRequest, UpdateRequest, UpdateView,
     },
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -55,9 +55,11 @@ pub(crate) enum Command {
     /// The same command, taken only on these terms.
     On { terms: Terms, command: Box<Command> },
     /// Remove what nothing needs any more.
-    Collect { reply: Reply<Collected> },
+    Collect { by: By, reply: Reply<Collected> },
     /// Forget that a digest failed.
     ForgetBad { digest: Digest, by: By, reply: Reply<()> },
+    /// A signed order, and the policy that came beside it: what it says is done, whoever brought it.
+    Order { jws: Vec<u8>, policy: Option<String>, by: By, reply: Reply<Ordered> },
     /// Run something inside the running generation.
     Exec { options: molt_core::wire::ExecOptions, by: By, reply: Reply<ExecSession> },
 }
@@ -87,7 +89,8 @@ impl Command {
             Self::Release { reply, .. } | Self::ForgetBad { reply, .. } | Self::Ping { reply } => {
                 drop(reply.send(Err(problem)));
             }
-            Self::Collect { reply } => drop(reply.send(Err(problem))),
+            Self::Collect { reply, .. } => drop(reply.send(Err(problem))),
+            Self::Order { reply, .. } => drop(reply.send(Err(problem))),
             Self::Compare { reply, .. } => drop(reply.send(Err(problem))),
             Self::Exec { reply, .. } => drop(reply.send(Err(problem))),
             Self::On { command, .. } => command.refuse(problem),

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use molt_core::{
     code::Code,
-    spec::{Principal, UserRef},
+    ids::Generation,
+    order::{Claims, Facts, Memory, Operation, Ratchet, Rules, judge},
+    spec::{Algorithm, OrderKey, Orders, Principal, UserRef},
     wire::Problem,
 };
 use tokio::{
@@ -19,6 +21,7 @@ use crate::{
     command::{Command, Handle},
     rootfs::users,
     timer::Instant,
+    triggers::order,
     workload::notify::{self, Said},
 };
 
@@ -82,6 +85,45 @@ pub async fn frames(bytes: &[u8]) -> Vec<u8> {
         again.extend_from_slice(&frame::encode(frame.kind, &frame.data));
     }
     again
+}
+
+const ORDER_KEYS: [(&str, Algorithm, &str); 2] = [
+    ("one", Algorithm::EdDSA, r#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#),
+    (
+        "two",
+        Algorithm::ES256,
+        r#"{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#,
+    ),
+];
+
+fn order_keys() -> Orders {
+    let key = |(id, algorithm, text): (&str, Algorithm, &str)| OrderKey {
+        id: id.to_owned(),
+        algorithm,
+        key: Some(text.to_owned()),
+        file: None,
+        operations: vec![Operation::Update, Operation::Rollback, Operation::Hold, Operation::Floor],
+        policy: true,
+        downgrade: true,
+    };
+    Orders { keys: ORDER_KEYS.map(key).into(), ..Orders::default() }
+}
+
+/// Whether a signed order is taken. The keys are those of RFC 8037 and RFC 7515, and sign nothing that Molt would take.
+pub fn order(token: &[u8]) -> bool {
+    order::verify(&order_keys(), token, None).is_ok()
+}
+
+/// Judges claims as if they had been signed; what is remembered before and after.
+pub fn claims(payload: &[u8]) -> Option<(Memory, Memory)> {
+    let claims: Claims = serde_json::from_slice(payload).ok()?;
+    let orders = order_keys();
+    let ratchets = vec![Ratchet { key: "one".to_owned(), seq: 5 }];
+    let before = Memory { ratchets, floor: Generation(2), clock: 1_800_000_000 };
+    let rules = Rules { audience: "molt:web", max_lifetime_s: 600, keys: &orders.keys };
+    let facts = Facts { memory: Some(&before), confirmed: Some(Generation(5)), now: 1_799_999_000 };
+    let after = judge(&claims, orders.keys.first()?, rules, facts).ok()?;
+    Some((before, after))
 }
 
 /// Who a workload is.

@@ -46,6 +46,10 @@ pub enum Code {
     KnownBad,
     /// Nothing to go back to.
     NothingToRollBackTo,
+    /// The generation is below the rollback floor.
+    BelowFloor,
+    /// A signed order is not valid, not for this sandbox, not its key's to give, or came before.
+    OrderRefused,
     /// The program of the image is missing or cannot be executed.
     ProgramUnusable,
     /// The user or group of the image cannot be resolved, or is not allowed.
@@ -108,6 +112,8 @@ impl Code {
             Self::PolicyUnmet => "policy-unmet",
             Self::KnownBad => "known-bad",
             Self::NothingToRollBackTo => "nothing-to-roll-back-to",
+            Self::BelowFloor => "below-floor",
+            Self::OrderRefused => "order-refused",
             Self::ProgramUnusable => "program-unusable",
             Self::UserInvalid => "user-invalid",
             Self::StateUnmountable => "state-unmountable",

@@ -50,7 +50,7 @@ pub struct LayerName {
 }
 
 /// Image config and spec, merged: what to start.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Program {
     /// `argv`, program first, as written (resolved when armed).
@@ -63,6 +63,15 @@ pub struct Program {
     pub user: String,
     /// Signal that asks it to stop.
     pub stop_signal: i32,
+}
+
+// Values are often secrets: they stay out of logs.
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&String> = self.env.keys().collect();
+        let Self { argv, cwd, user, .. } = self;
+        write!(f, "Program {{ argv: {argv:?}, env: {names:?}, cwd: {cwd:?}, user: {user:?} }}")
+    }
 }
 
 impl Record {

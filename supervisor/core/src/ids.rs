@@ -114,7 +114,9 @@ impl FromStr for DiffId {
 }
 
 /// A numbered, immutable combination of image digest, policy digest and launch settings. 0 is the container's own root.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(transparent)]
 pub struct Generation(pub u32);
 

@@ -11,6 +11,7 @@ pub mod journal;
 pub mod launch;
 pub mod machine;
 pub mod memory;
+pub mod order;
 pub mod publish;
 pub mod spec;
 pub mod wire;

@@ -10,6 +10,7 @@ use crate::{
     code::Code,
     ids::{Digest, Generation, ImageRef, UpdateId},
     launch::{Report, SeccompProfile},
+    order::Operation,
 };
 
 /// `apiVersion` of every document.
@@ -74,6 +75,8 @@ pub struct Status {
     pub degraded: Vec<String>,
     /// Who holds updates back, if anyone.
     pub hold: Option<HoldView>,
+    /// Signed orders: who may send them, how far each key was used, and the rollback floor. `None` where there is none.
+    pub orders: Option<OrdersView>,
     /// Version of Molt.
     pub molt_version: String,
 }
@@ -300,6 +303,120 @@ pub struct HoldView {
     pub since: String,
     /// When it ends by itself.
     pub until: String,
+}
+
+/// Signed orders, as shown. Numbers that are lower than before tell of a store that somebody restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OrdersView {
+    /// What an order's `aud` must be.
+    pub audience: String,
+    /// Generations below it are not gone back to by hand.
+    pub floor: Generation,
+    /// The keys of the spec, and those that were used before.
+    pub keys: Vec<OrderKeyView>,
+}
+
+/// A key for orders, as shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OrderKeyView {
+    /// Its id.
+    pub id: String,
+    /// What it may order; empty for one that is not in the spec any more.
+    pub operations: Vec<Operation>,
+    /// `seq` of the newest order taken; the next one's must be higher.
+    pub seq: u64,
+}
+
+/// `POST /v1/orders` as JSON, for an order whose policy travels beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OrderRequest {
+    /// The token: a compact JWS of at most 64 KiB.
+    pub jws: String,
+    /// The policy's text; its SHA-256 is the token's `policyDigest`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+}
+
+/// Answer to an order that was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Ordered {
+    /// Id of the key.
+    pub key: String,
+    /// Its `seq`: the ratchet stands here now.
+    pub seq: u64,
+    /// Its `jti`.
+    pub jti: String,
+    /// What was asked for.
+    pub op: Operation,
+    /// The update it began, or was about; none for `hold`, `release` and `floor`.
+    pub id: Option<UpdateId>,
+    /// Sequence number of the last event before it was taken: follow from here.
+    pub after_seq: u64,
+}
+
+/// A line of the history that is neither an update nor a command: what was asked for, what was refused, what else a person
+/// who looks back wants to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditView {
+    /// `request`, `order`, `refusal`, `policy` or `repair`.
+    pub kind: String,
+    /// When.
+    pub time: String,
+    /// Who: uid and process, name in a certificate, id of a key, file, or gateway.
+    pub by: String,
+    /// What: `hold`, `confirm`, `connect`, `POST /v1/updates`, ...
+    pub what: String,
+    /// `done` or `refused`.
+    pub outcome: String,
+    /// Why it was refused, in a word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The update it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<UpdateId>,
+    /// More, for people; at most 512 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// How many of the same this line stands for, where more came than were written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+}
+
+/// `GET /v1/history/verify`: whether the lines of the history are all there and as they were written.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HistoryCheck {
+    /// Nothing is broken.
+    pub ok: bool,
+    /// Lines that are there.
+    pub lines: u64,
+    /// Of which so many are without a chain: from before there was one, or an older Molt's.
+    pub unchained: u64,
+    /// `seq` of the oldest line of the chain.
+    pub first: Option<u64>,
+    /// `seq` of the newest.
+    pub last: Option<u64>,
+    /// SHA-256 of the newest line. Who noted it elsewhere sees whether lines after it were taken away.
+    pub head: Option<String>,
+    /// Where it is broken; at most 16.
+    pub breaks: Vec<HistoryBreak>,
+}
+
+/// A place where the chain is broken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HistoryBreak {
+    /// The file.
+    pub file: String,
+    /// The line, from 1.
+    pub line: u64,
+    /// What is wrong there.
+    pub why: String,
 }
 
 /// One event of `GET /v1/events`.
@@ -608,7 +725,8 @@ impl Problem {
         let status = match code {
             Code::Invalid | Code::ReferenceInvalid => 400,
             Code::NotFound => 404,
-            Code::Busy | Code::Held | Code::Superseded | Code::NothingToRollBackTo => 409,
+            Code::OrderRefused => 403,
+            Code::Busy | Code::Held | Code::Superseded | Code::NothingToRollBackTo | Code::BelowFloor => 409,
             Code::Stale => 412,
             Code::NoSpace => 507,
             Code::PolicyWider

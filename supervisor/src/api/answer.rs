@@ -43,7 +43,9 @@ impl From<Problem> for Refused {
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        with_type(status, "application/problem+json", &self.0)
+        let mut response = with_type(status, "application/problem+json", &self.0);
+        response.extensions_mut().insert(self.0.code);
+        response
     }
 }
 

@@ -211,7 +211,8 @@ pub(super) async fn forget(
 }
 
 /// `POST /v1/gc`.
-pub(super) async fn collect(State(handle): State<Handle>) -> Answer {
-    let collected = ask(&handle, |reply| Command::Collect { reply }).await?;
+pub(super) async fn collect(State(handle): State<Handle>, Extension(peer): Extension<Peer>) -> Answer {
+    let by = peer.by();
+    let collected = ask(&handle, |reply| Command::Collect { by, reply }).await?;
     Ok(json(StatusCode::OK, &collected))
 }

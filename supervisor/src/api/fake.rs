@@ -12,9 +12,10 @@ use std::{
 use molt_core::{
     code::Code,
     ids::{Digest, Generation, ImageRef, UpdateId},
+    order::Operation,
     wire::{
         API_VERSION, Accepted, BadView, Collected, Condition, Difference, Document, Evidence, Expected, GenerationView,
-        HoldView, Metadata, Outcome, PhaseName, PlanView, Problem, Status, UpdateRequest, UpdateView, What,
+        HoldView, Metadata, Ordered, Outcome, PhaseName, PlanView, Problem, Status, UpdateRequest, UpdateView, What,
         WorkloadView,
     },
 };
@@ -103,6 +104,7 @@ pub(crate) fn document() -> Document {
             seccomp: molt_core::launch::SeccompProfile::Floor,
             degraded: Vec::new(),
             hold: None,
+            orders: None,
             molt_version: "0.1.0".to_owned(),
         },
     }
@@ -174,15 +176,26 @@ impl Fake {
                 self.change(|view| view.document.status.hold = None);
                 drop(reply.send(Ok(())));
             }
-            Command::Collect { reply } => {
+            Command::Collect { reply, .. } => {
                 drop(reply.send(Ok(Collected { layers: 2, bytes: 4096, ..Default::default() })));
             }
             Command::ForgetBad { digest, reply, .. } => {
                 self.change(|view| view.document.status.bad.retain(|bad| bad.digest != digest));
                 drop(reply.send(Ok(())));
             }
+            Command::Order { jws, reply, .. } => drop(reply.send(self.ordered(&jws))),
             Command::Exec { options, reply, .. } => drop(reply.send(exec(&options))),
         }
+    }
+
+    fn ordered(&mut self, jws: &[u8]) -> Result<Ordered, Problem> {
+        if jws != b"a.b.c" {
+            return Err(Problem::new(Code::OrderRefused, "the order is refused: the signature does not fit"));
+        }
+        let Accepted { id, after_seq } = self.begin(None);
+        self.finish(id, None, "good");
+        let (key, jti) = ("release".to_owned(), "a-1".to_owned());
+        Ok(Ordered { key, seq: 7, jti, op: Operation::Confirm, id: Some(id), after_seq })
     }
 
     fn change(&self, change: impl FnOnce(&mut View)) {

@@ -87,6 +87,7 @@ pub(crate) async fn serve(handle: Handle, listener: UnixListener) -> Infallible 
 
 /// The same for another user; the tests are not always root.
 pub(super) async fn serve_user(handle: Handle, listener: UnixListener, operator: u32) -> Infallible {
+    let audit = handle.audit.clone();
     let router = routes::router(handle);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let places = Places { streams: Arc::new(Semaphore::new(streams())), execs: Arc::new(Semaphore::new(EXECS)) };
@@ -131,7 +132,12 @@ pub(super) async fn serve_user(handle: Handle, listener: UnixListener, operator:
                 Code::Busy,
                 format!("{CONNECTIONS} requests are being answered already; try again in a moment"),
             ),
-            (Err(stranger), _) => stranger,
+            (Err(stranger), _) => {
+                let uid =
+                    stream.peer_cred().map_or_else(|_| "somebody".to_owned(), |peer| format!("uid {}", peer.uid()));
+                audit.refused(&format!("{uid} via operator socket"), "connect", stranger.0.code.as_str(), None);
+                stranger
+            }
         };
         if let Ok(slot) = Arc::clone(&refusals).try_acquire_owned() {
             tokio::spawn(refuse(stream, refused, slot));

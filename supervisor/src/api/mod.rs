@@ -14,6 +14,7 @@ mod exec;
 pub(crate) mod frame;
 mod listen;
 mod openapi;
+mod orders;
 mod peer;
 mod read;
 mod routes;

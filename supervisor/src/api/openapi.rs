@@ -9,8 +9,8 @@ use axum::response::Response;
 use http::StatusCode;
 use hyper::http;
 use molt_core::wire::{
-    Accepted, BadView, Collected, Difference, Document, Event, ExecOptions, ExecView, GenerationView, HoldView,
-    PlanView, Problem, RollbackRequest, UpdateRequest, UpdateView,
+    Accepted, BadView, Collected, Difference, Document, Event, ExecOptions, ExecView, GenerationView, HistoryCheck,
+    HoldView, OrderRequest, Ordered, PlanView, Problem, RollbackRequest, UpdateRequest, UpdateView,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
@@ -185,6 +185,24 @@ const OPERATIONS: &[Operation] = &[
     )]),
     Operation::new("post", "/v1/gc", "collect", "Remove what no kept generation needs.")
         .gives(one::<Collected>, "What was removed."),
+    Operation::new("post", "/v1/orders", "order", "Do what a signed order says.")
+        .needs(one::<OrderRequest>)
+        .gives(one::<Ordered>, "Taken; where it began an update, its record says how that ends.")
+        .status(202),
+    Operation::new("get", "/v1/history", "getHistory", "The newest lines of the history, oldest first.")
+        .with(&[
+            ("query", "kind", r#"{"type": "string", "pattern": "^[A-Za-z]+$"}"#, "Only lines of this kind."),
+            AFTER,
+            (
+                "query",
+                "limit",
+                r#"{"type": "integer", "minimum": 0}"#,
+                "At most so many; 1000 where absent, and at most.",
+            ),
+        ])
+        .gives(many::<Value>, "Lines: updates, commands, or what `AuditView` describes; each with `seq` and `prev`."),
+    Operation::new("get", "/v1/history/verify", "verifyHistory", "Whether the history is whole.")
+        .gives(one::<HistoryCheck>, "What was found."),
     Operation::new("get", "/v1/events", "followEvents", "Events, as they come.")
         .with(&[
             FOLLOW,
@@ -263,7 +281,12 @@ fn operation(of: &Operation, schemas: &mut SchemaGenerator) -> Value {
         entries.insert("parameters".to_owned(), parameters.into());
     }
     if let Some((required, shape)) = of.body {
-        let body = json!({"required": required, "content": content("application/json", shape(schemas))});
+        let mut taken = content("application/json", shape(schemas));
+        if let Some(forms) = taken.as_object_mut().filter(|_| of.id == "order") {
+            let text = json!({"type": "string", "description": "The token: a compact JWS of at most 64 KiB.", "maxLength": 65536});
+            forms.insert("application/jose".to_owned(), json!({"schema": text}));
+        }
+        let body = json!({"required": required, "content": taken});
         entries.insert("requestBody".to_owned(), body);
     }
     entries.into()

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::{
     Router,
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
     http::{StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
@@ -14,8 +14,8 @@ use axum::{
 };
 use molt_core::code::Code;
 
-use super::{answer::Refused, change, exec, openapi, read, stream};
-use crate::command::Handle;
+use super::{answer::Refused, change, exec, openapi, orders, peer::Peer, read, stream};
+use crate::{command::Handle, store::audit::Audit};
 
 const REQUEST_TIME: Duration = Duration::from_secs(30);
 
@@ -42,6 +42,9 @@ pub(super) fn router(handle: Handle) -> Router {
         .route("/v1/bad", get(read::bad))
         .route("/v1/bad/{digest}", delete(change::forget))
         .route("/v1/gc", post(change::collect))
+        .route("/v1/orders", post(orders::order))
+        .route("/v1/history", get(orders::history))
+        .route("/v1/history/verify", get(orders::verify))
         .route_layer(middleware::from_fn_with_state(REQUEST_TIME, in_time));
     let long = Router::new()
         .route("/v1/events", get(stream::events))
@@ -54,6 +57,7 @@ pub(super) fn router(handle: Handle) -> Router {
             Refused::with_status(StatusCode::METHOD_NOT_ALLOWED, Code::Invalid, "the path does not take this method")
         })
         .layer(middleware::from_fn(no_browsers))
+        .layer(middleware::from_fn_with_state(handle.audit.clone(), audited))
         .with_state(handle)
 }
 
@@ -67,6 +71,21 @@ async fn in_time(State(limit): State<Duration>, request: Request, next: Next) ->
         )
         .into_response(),
     }
+}
+
+/// Requests that would have changed something and were refused before the dispatcher heard of them are in the history; it
+/// sees to the others itself.
+async fn audited(State(audit): State<Audit>, request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Peer>().cloned();
+    let path = request.extensions().get::<MatchedPath>().map_or("another path", MatchedPath::as_str);
+    let what = (!request.method().is_safe()).then(|| format!("{} {path}", request.method()));
+    let response = next.run(request).await;
+    if let (Some(what), Some(peer), Some(code)) = (what, peer, response.extensions().get::<Code>())
+        && !matches!(code, Code::Busy | Code::OrderRefused)
+    {
+        audit.refused(&peer.by(), &what, code.as_str(), None);
+    }
+    response
 }
 
 /// A page that got hold of a proxy to this socket sends `Origin`; no client of ours does.

@@ -51,6 +51,16 @@ pub(crate) enum Command {
     Confirm(Wait),
     /// Give the trial up now: the old version comes back.
     Reject(Wait),
+    /// Hand in a signed order: what its key may ask for is done.
+    ApplyOrder {
+        /// The token; - for standard input.
+        file: PathBuf,
+        /// The policy it was signed for, where the token does not hold it.
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Give up an update that has not reached the gate.
     Cancel {
         /// Which one, as in u7; the one under way where absent.
@@ -83,7 +93,17 @@ pub(crate) enum Command {
         watch: bool,
     },
     /// Updates and unconfined commands so far.
-    History,
+    History {
+        /// Everything that is written down: requests, orders and what was refused, too.
+        #[arg(short, long)]
+        all: bool,
+        /// Only lines of this kind: update, rollback, boot, restart, exec, request, order, refusal, policy, repair.
+        #[arg(long, value_name = "KIND")]
+        kind: Option<String>,
+        /// Check that no line was changed, taken out or put in.
+        #[arg(long, conflicts_with_all = ["all", "kind"])]
+        verify: bool,
+    },
     /// A generation, as in 3, or an update, as in u7.
     Show {
         /// Number of a generation or id of an update.

@@ -9,9 +9,11 @@ use hyper::Method;
 use molt_core::{
     code::Code,
     ids::{Digest, UpdateId},
+    order::Operation,
     spec::Span,
     wire::{
-        Accepted, BadView, Collected, Document, HoldView, Outcome, PlanView, RollbackRequest, UpdateView, exit_status,
+        Accepted, BadView, Collected, Document, HoldView, OrderRequest, Ordered, Outcome, PlanView, RollbackRequest,
+        UpdateView, exit_status,
     },
 };
 
@@ -120,6 +122,37 @@ pub(crate) async fn reject(printer: Printer, client: &Client, wait: Wait) -> Res
     let accepted = client.call(Method::POST, "/v1/reject", NO_BODY).await?;
     end(printer, client, accepted, wait, Until::Ended, |view| match view.outcome {
         Some(Outcome::RolledBack) => 0,
+        _ => exit_status(view),
+    })
+    .await
+}
+
+/// `molt apply-order`: what becomes of the order is what becomes of what it asks for.
+pub(crate) async fn order(
+    printer: Printer,
+    client: &Client,
+    file: &Path,
+    policy: Option<&Path>,
+    wait: Wait,
+) -> Result<u8, Fault> {
+    let jws = read(file)?.trim().to_owned();
+    let request = OrderRequest { jws, policy: policy.map(read).transpose()? };
+    let ordered: Ordered = client.call(Method::POST, "/v1/orders", Some(&request)).await?;
+    let said = format!("order {} {} ({}) is taken: {}", ordered.key, ordered.seq, ordered.jti, ordered.op.as_str());
+    say(&printer.paint(Tone::Good, &text::clean(&said)));
+    let Some(id) = ordered.id else {
+        printer.document(&ordered, |_| String::new())?;
+        return Ok(0);
+    };
+    let accepted = Accepted { id, after_seq: ordered.after_seq };
+    let (until, wanted) = match ordered.op {
+        Operation::Reject => (Until::Ended, Some(Outcome::RolledBack)),
+        Operation::Cancel => (Until::Ended, Some(Outcome::Aborted)),
+        Operation::Confirm => (Until::Ended, None),
+        _ => (Until::Decision, None),
+    };
+    end(printer, client, accepted, wait, until, |view| match view.outcome {
+        outcome if wanted.is_some() && outcome == wanted => 0,
         _ => exit_status(view),
     })
     .await

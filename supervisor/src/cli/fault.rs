@@ -71,7 +71,9 @@ pub(crate) fn problem_status(problem: &Problem) -> u8 {
         | Code::WrongPlatform
         | Code::NoSpace
         | Code::StoreUnusable
-        | Code::NothingToRollBackTo => REFUSED,
+        | Code::NothingToRollBackTo
+        | Code::BelowFloor
+        | Code::OrderRefused => REFUSED,
         _ if problem.status == 400 => USAGE,
         _ => FAILED,
     }
@@ -98,6 +100,8 @@ pub(crate) fn advice(code: Code) -> Option<&'static str> {
         Code::NoSpace => Some("free some: molt gc"),
         Code::NothingToRollBackTo => Some("see what there is: molt history"),
         Code::Stale => Some("look again, then ask again: molt status"),
+        Code::BelowFloor => Some("see the floor: molt status -o json"),
+        Code::OrderRefused => Some("see what keys may order: molt status -o json; how to sign: docs/TRIGGERS.md"),
         Code::Busy => Some("see what is under way: molt status; give it up: molt cancel"),
         Code::StoreUnusable | Code::Unsupported => Some("see what is missing: molt doctor"),
         _ => None,

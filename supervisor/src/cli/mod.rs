@@ -14,6 +14,7 @@ mod exec;
 mod fault;
 mod follow;
 mod look;
+mod past;
 mod print;
 mod show;
 mod status;
@@ -100,6 +101,9 @@ async fn ask(printer: Printer, client: &Client, command: Command) -> Result<u8, 
         Command::Apply(wait) => change::apply(printer, client, wait).await,
         Command::Confirm(wait) => change::confirm(printer, client, wait).await,
         Command::Reject(wait) => change::reject(printer, client, wait).await,
+        Command::ApplyOrder { file, policy, wait } => {
+            change::order(printer, client, &file, policy.as_deref(), wait).await
+        }
         Command::Cancel { id, wait } => change::cancel(printer, client, id, wait).await,
         Command::Hold { ttl, reason, owner } => change::hold(printer, client, ttl, reason, owner).await,
         Command::Release { owner } => change::release(client, owner).await,
@@ -107,7 +111,9 @@ async fn ask(printer: Printer, client: &Client, command: Command) -> Result<u8, 
         Command::Bad { command: Bad::List } => look::bad(printer, client).await,
         Command::Bad { command: Bad::Remove { digest } } => change::forget(client, digest).await,
         Command::Status { watch } => look::status(printer, client, watch).await,
-        Command::History => look::history(printer, client).await,
+        Command::History { verify: true, .. } => past::verify(printer, client).await,
+        Command::History { all: false, kind: None, .. } => look::history(printer, client).await,
+        Command::History { kind, .. } => past::lines(printer, client, kind).await,
         Command::Show { what, evidence } => look::show(printer, client, what, evidence).await,
         Command::Diff { from, to } => look::diff(printer, client, from, to).await,
         Command::Probe { kind } => look::probe(printer, client, kind).await,

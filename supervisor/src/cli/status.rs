@@ -35,6 +35,7 @@ pub(crate) fn status(document: &Document) -> String {
                 format!("by {} until {}{why}", text::line(&hold.owner, 64), text::time(&hold.until))
             }),
         ),
+        ("Floor", floor(status)),
         ("Seccomp", status.workload.running.then(|| seccomp(status.seccomp).to_owned())),
         ("Restarts", (status.workload.restarts > 0).then(|| status.workload.restarts.to_string())),
         ("Last update", status.last_update.as_ref().map(last)),
@@ -79,6 +80,12 @@ pub(super) fn runs(status: &Status) -> String {
         }
         None => format!("the workload does not run (phase {})", status.phase),
     }
+}
+
+/// Said where there is one.
+fn floor(status: &Status) -> Option<String> {
+    let floor = status.orders.as_ref().map(|orders| orders.floor).filter(|floor| *floor > Generation(0))?;
+    Some(format!("generation {floor}: nobody goes below it by hand"))
 }
 
 fn seccomp(profile: SeccompProfile) -> &'static str {

@@ -60,8 +60,12 @@ impl Dispatcher {
             Command::Compare { from, to, reply } => self.compare(from, to, reply),
             Command::Ping { reply } => drop(reply.send(Ok(()))),
             Command::On { terms, command } => self.on(terms, *command),
-            Command::Collect { reply } => self.collect_now(reply),
+            Command::Collect { by, reply } => {
+                self.context.audit.asked(&by, "gc", None, None);
+                self.collect_now(reply);
+            }
             Command::ForgetBad { digest, by, reply } => drop(reply.send(self.forget(digest, &by))),
+            Command::Order { jws, policy, by, reply } => self.read_order(jws, policy, by, reply),
             Command::Exec { options, by, reply } => self.exec(options, by, reply),
         }
     }
@@ -81,7 +85,7 @@ impl Dispatcher {
         Ok(self.intent(target, by, request.reason))
     }
 
-    fn intent(&mut self, target: Target, by: String, note: Option<String>) -> Accepted {
+    pub(super) fn intent(&mut self, target: Target, by: String, note: Option<String>) -> Accepted {
         self.remember(&target, &by, note.as_ref());
         let accepted = Accepted { id: UpdateId(self.state.next_update), after_seq: self.context.events.last() };
         self.take(Event::Intent { target, by, note });
@@ -90,9 +94,13 @@ impl Dispatcher {
 
     fn nudge(&mut self, possible: bool, event: Event, by: &str, why: &str) -> Result<Accepted, Problem> {
         let attempt = self.state.attempt.as_ref().filter(|_| possible);
-        let Some(id) = attempt.map(|attempt| attempt.id) else { return Err(Problem::new(Code::Busy, why)) };
+        let Some(id) = attempt.map(|attempt| attempt.id) else {
+            self.context.audit.refused(by, &format!("{event:?}").to_lowercase(), Code::Busy.as_str(), None);
+            return Err(Problem::new(Code::Busy, why));
+        };
         tracing::info!(%id, by, ?event, "asked");
         let after_seq = self.context.events.last();
+        self.context.audit.asked(by, &format!("{event:?}").to_lowercase(), Some(id), None);
         self.take(event);
         Ok(Accepted { id, after_seq })
     }
@@ -117,6 +125,7 @@ impl Dispatcher {
                 let resolved = resolve::resolve(&context, None, &request.image).await?;
                 let draft = plan::draft(&context, &request.image, &resolved, &policy)?;
                 plan::refuse_bad(&slot, &draft.record, request.force)?;
+                plan::refuse_below(&slot, &alike, &draft.record)?;
                 let record = &draft.record;
                 let noop =
                     now.is_some_and(|now| now.same_triple(record.digest, record.policy_digest, record.settings_digest));
@@ -192,6 +201,7 @@ impl Dispatcher {
             ));
         }
         tracing::info!(%digest, by, "forgotten as bad");
+        self.context.audit.asked(by, "bad remove", None, Some(digest.to_string()));
         let slot = self.state.slot.clone();
         match self.journal.as_mut().map(|journal| journal.record(&slot)) {
             None | Some(Ok(())) => Ok(()),

@@ -74,13 +74,13 @@ impl Dispatcher {
     }
 
     fn run_unconfined(&self, request: Request, reply: Reply<ExecSession>) {
-        let Some(store) = self.context.store.clone() else {
+        if self.context.store.is_none() {
             let message = "there is no usable store, and so no history to write it to; nothing was run";
             return drop(reply.send(Err(Problem::new(Code::StoreUnusable, message))));
-        };
+        }
         let context = Arc::clone(&self.context);
         drop(tokio::spawn(async move {
-            let session = unconfined::start(&context, store, request, || !reply.is_closed()).await;
+            let session = unconfined::start(&context, request, || !reply.is_closed()).await;
             drop(reply.send(session));
         }));
     }

@@ -64,7 +64,7 @@ impl Dispatcher {
     }
 
     /// From the first signal to a workload to the exec of the next one, also where that one has to be armed first.
-    fn quiet(&self) -> bool {
+    pub(super) fn quiet(&self) -> bool {
         self.in_gap() || self.state.phase == Phase::RollingBack(Back::Arming)
     }
 
@@ -102,7 +102,7 @@ impl Dispatcher {
     pub(super) fn remember(&mut self, target: &Target, by: &str, note: Option<&String>) {
         let (kind, image) = match target {
             Target::Image { image, .. } => ("update", Some(image.to_string())),
-            Target::Back(_) => ("rollback", None),
+            Target::Back(_) | Target::BackBelow(_) => ("rollback", None),
         };
         let known = [&self.state.attempt, &self.state.queued].map(|one| one.as_ref().map(|attempt| attempt.id));
         let short = |text: &str| -> String {
@@ -177,6 +177,9 @@ impl Dispatcher {
             return Err(problem);
         }
         tracing::info!(owner = hold.owner, by = hold.by, ttl_ms = hold.ttl_ms, "updates are held");
+        let why = hold.reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        let detail = format!("by {} for {} s{why}", hold.owner, hold.ttl_ms / 1000);
+        self.context.audit.asked(&hold.by, "hold", None, Some(detail));
         let view = view(&hold);
         self.keep_hold(hold.ttl_ms);
         self.remembered.facts.hold = Some(hold);
@@ -191,6 +194,7 @@ impl Dispatcher {
             return Err(problem);
         }
         tracing::info!(by, "hold released");
+        self.context.audit.asked(by, "release", None, None);
         if let Some(timer) = self.hold_timer.take() {
             timer.abort();
         }

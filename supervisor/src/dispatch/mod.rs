@@ -6,6 +6,7 @@
 mod commands;
 mod exec;
 mod keep;
+mod order;
 mod perform;
 mod view;
 
@@ -47,6 +48,8 @@ pub(crate) enum Brought {
     Armed(molt_core::machine::Run, Result<Box<Live>, Fault>),
     /// Nothing else is at the store: what was asked for can be cleaned up.
     Alone(Tidy, crate::command::Reply<molt_core::wire::Collected>),
+    /// A signed order was read.
+    Order(Box<order::Read>),
 }
 
 /// How long PID 1 waits for output that is still in its pipes when it exits.
@@ -93,6 +96,8 @@ pub(crate) struct Dispatcher {
     /// Commands that wait for the same.
     put_off: VecDeque<Command>,
     now: Now,
+    /// Signed orders that are being read.
+    reading: usize,
     answers: mpsc::UnboundedSender<Event>,
     brought: mpsc::UnboundedSender<Brought>,
     view: watch::Sender<Arc<View>>,
@@ -151,6 +156,7 @@ impl Dispatcher {
             forgetful: false,
             put_off: VecDeque::new(),
             now: start.now,
+            reading: 0,
             answers: start.answers,
             brought: start.brought,
             view: start.view,
@@ -196,6 +202,9 @@ impl Dispatcher {
             tracing::debug!(phase = ?before, ?event, "event");
             self.heed(&event);
             let effects = step(&mut self.state, clock::now(), event);
+            if self.quiet() {
+                self.context.audit.hush();
+            }
             // The gap comes first: whatever opens a gate is done before anyone is told of it.
             // What follows a write that failed still happens: the machine has moved on.
             for effect in effects {
@@ -211,6 +220,9 @@ impl Dispatcher {
             self.announce(before);
             if !self.in_gap() {
                 self.context.events.speak();
+            }
+            if !self.quiet() {
+                self.context.audit.speak();
             }
         }
     }

@@ -9,7 +9,7 @@ use molt_core::{
     gc,
     ids::{Generation, UpdateId},
     machine::{Effect, Ended, Event, HookName, Kind, Mark, Patience, Phase, Purpose, Run},
-    wire::{Evidence, Outcome, UpdateView, What},
+    wire::{AuditView, Evidence, Outcome, UpdateView, What},
 };
 
 use super::{Brought, Dispatcher, Work};
@@ -21,7 +21,7 @@ use crate::{
         fetch, hook, plan, prove, quiesce, resolve, stage, swap,
     },
     planted, rootfs,
-    store::history,
+    store::audit,
     timer,
 };
 
@@ -134,6 +134,11 @@ impl Dispatcher {
         if attempt.kind == Kind::Boot || attempt.spec.is_some() {
             return self.context.policy.clone();
         }
+        self.policy_in_force()
+    }
+
+    /// The text of the policy of what runs; else of what is confirmed; else the spec's.
+    pub(super) fn policy_in_force(&self) -> String {
         let store = self.context.store.as_ref();
         let in_force = self.state.serving.map(|run| run.generation).or(self.state.slot.confirmed);
         store
@@ -162,6 +167,7 @@ impl Dispatcher {
         }
         plan::refuse_bad(&self.state.slot, &draft.record, attempt.force)?;
         let record = &draft.record;
+        plan::refuse_below(&self.state.slot, &self.state.known, record)?;
         let noop = self
             .state
             .serving
@@ -206,6 +212,7 @@ impl Dispatcher {
                 }
                 self.take(Event::Fetched { id });
             }
+            Brought::Order(read) => self.ordered(*read),
             Brought::Resolved(id, Err(fault)) | Brought::Fetched(id, Err(fault)) => self.take(failed(id, fault)),
             Brought::Alone(alone, reply) => self.collect_alone(alone, reply),
             Brought::Armed(run, result) => {
@@ -483,18 +490,25 @@ impl Dispatcher {
             view.event = Some(event);
             What::Outcome { result: Box::new(view.clone()) }
         });
-        if let Some(store) = self.context.store.clone() {
-            let record = view.clone();
-            aside::start("history", move || {
-                if let Err(error) = history::append(&store.dir, &record) {
-                    tracing::warn!(%error, "failed to write the history");
-                }
-            });
-        }
+        self.context.audit.note(&view);
+        self.note_policy(&view);
         if self.history.len() == HISTORY {
             self.history.pop_front();
         }
         self.history.push_back(view);
+    }
+
+    /// Another policy in force is a line of its own.
+    fn note_policy(&self, view: &UpdateView) {
+        if view.outcome != Some(Outcome::Confirmed) {
+            return;
+        }
+        let policy = |generation: Option<Generation>| Some(self.state.known.get(&generation?)?.policy_digest);
+        if let Some((from, to)) = policy(view.from).zip(policy(view.to)).filter(|(from, to)| from != to) {
+            let detail = format!("{from} -> {to}");
+            let line = audit::line("policy", &view.by, &view.kind);
+            self.context.audit.note(&AuditView { update: Some(view.id), detail: Some(detail), ..line });
+        }
     }
 
     fn evidence(&self, generation: Generation, from: Option<Generation>, exit_status: Option<i32>) -> Evidence {

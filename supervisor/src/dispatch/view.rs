@@ -86,6 +86,7 @@ pub(crate) fn empty_view(name: &str, spec: serde_json::Value) -> Arc<View> {
         seccomp: SeccompProfile::None,
         degraded: Vec::new(),
         hold: None,
+        orders: None,
         molt_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let document = Document {
@@ -185,6 +186,7 @@ impl Dispatcher {
             seccomp,
             degraded,
             hold,
+            orders: self.orders_view(),
             molt_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         View {

@@ -86,6 +86,7 @@ impl Fault {
         matches!(
             self.code,
             Code::Invalid
+                | Code::BelowFloor
                 | Code::KnownBad
                 | Code::NoSpace
                 | Code::NothingToRollBackTo

@@ -164,6 +164,17 @@ pub(crate) fn refuse_bad(slot: &Slot, record: &Record, force: bool) -> Result<()
     }
 }
 
+/// An image that ran below the rollback floor, and nowhere else, is not let in again by its name.
+pub(crate) fn refuse_below(slot: &Slot, known: &BTreeMap<Generation, Record>, record: &Record) -> Result<(), Fault> {
+    let floor = slot.floor();
+    let Some(old) = molt_core::order::only_below(known, floor, record.digest) else { return Ok(()) };
+    let message = format!(
+        "this image ran as generation {old}, which is below the rollback floor {floor}; only an order of a key marked \
+         downgrade goes there"
+    );
+    Err(Fault::new(Code::BelowFloor, message))
+}
+
 fn warnings(spec: &Spec, image: &ImageConfig, program: &Program) -> Vec<String> {
     let mut warnings = Vec::new();
     let own: Vec<&String> = image.entrypoint.iter().chain(&image.cmd).collect();

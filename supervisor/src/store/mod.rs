@@ -4,6 +4,7 @@
 //! `molt-oci`. Must not: be used by two processes, or live on a file system that cannot hold an overlay's upper folder.
 
 pub(crate) mod audit;
+mod chain;
 pub(crate) mod generations;
 pub(crate) mod history;
 pub(crate) mod journal;

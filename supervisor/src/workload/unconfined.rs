@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     effects::{Context, arm},
-    store::{Store, audit::Entry},
+    store::audit::Entry,
     triggers::signal::Reaped,
 };
 
@@ -63,14 +63,13 @@ struct Process {
 /// Writes it down, and starts it, if `waited` says that somebody still waits for it then.
 pub(crate) async fn start(
     context: &Context,
-    store: Arc<Store>,
     request: Request,
     waited: impl Fn() -> bool,
 ) -> Result<ExecSession, Problem> {
     let Request { options, env, by, generation, init, place } = request;
     let internal = |errno: Errno| Problem::new(Code::Internal, format!("failed to make streams: {errno}"));
     let streams = Streams::new(&options).map_err(internal)?;
-    let entry = context.audit.begin(store, generation, options.argv.clone(), by.clone()).await.map_err(|error| {
+    let entry = context.audit.begin(generation, options.argv.clone(), by.clone()).await.map_err(|error| {
         let message = format!(
             "failed to write to the history: {error}; nothing was run, as nothing is run unconfined that the history does \
              not have. `molt exec` without --unconfined needs none"

@@ -47,8 +47,13 @@ impl Output {
 
 /// Runs a program to its end; it is killed at the deadline, which is an error.
 pub fn output(command: &mut Command, limit: Duration) -> anyhow::Result<Output> {
+    output_for(command, Stdio::null(), limit)
+}
+
+/// The same, with something on its standard input.
+pub fn output_for(command: &mut Command, input: Stdio, limit: Duration) -> anyhow::Result<Output> {
     let name = format!("{command:?}");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
     let stdout = drain(child.stdout.take());
     let stderr = drain(child.stderr.take());

@@ -1,5 +1,6 @@
 //! All suites. A new one is a file here with `pub const CASES: &[Case]`, and a line in [`all`].
 
+mod audit;
 mod bad;
 mod bed;
 mod boot_errors;
@@ -38,6 +39,7 @@ use crate::harness::cases::Case;
 /// Every test there is.
 pub fn all() -> Vec<Case> {
     [
+        audit::CASES,
         bed::CASES,
         bad::image::CASES,
         bad::policy::CASES,

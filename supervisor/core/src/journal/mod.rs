@@ -15,6 +15,7 @@ pub use self::file::{Journal, JournalError, Medium, Opened, Recovered, Shelved, 
 use crate::{
     code::Code,
     ids::{Digest, Generation, UpdateId},
+    order::Memory,
     wire::Outcome,
 };
 
@@ -25,9 +26,12 @@ pub const FILE_BYTES: usize = 2 * SLOT_BYTES;
 /// Format version this code writes.
 pub const FORMAT: u32 = 1;
 /// Feature flags this code understands.
-pub const FEATURES: u32 = 0;
+pub const FEATURES: u32 = FEATURE_ORDERS;
+/// The slot has [`Slot::orders`]. A Molt that does not know them would forget how far each key was used, and where the
+/// floor is: it may boot from such a slot and write none.
+pub const FEATURE_ORDERS: u32 = 1;
 /// Most digests remembered as bad; the oldest goes first.
-pub const MAX_BAD: usize = 12;
+pub const MAX_BAD: usize = 10;
 
 const MAGIC: &[u8; 8] = b"MOLTJRNL";
 const HEADER: usize = 32;
@@ -67,6 +71,9 @@ pub struct Slot {
     /// between, the next start completes it from here.
     #[serde(default)]
     pub verdict: Option<Verdict>,
+    /// How far the keys of signed orders were used, and the rollback floor; `None` until the first order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orders: Option<Memory>,
 }
 
 /// How an attempt ended, written in one with what it changed.
@@ -165,6 +172,11 @@ impl Slot {
         file::offset(self.sequence)
     }
 
+    /// Generations below it are not gone back to by hand.
+    pub fn floor(&self) -> Generation {
+        self.orders.as_ref().map(|orders| orders.floor).unwrap_or_default()
+    }
+
     /// Whether `digest` under `policy` is remembered as bad.
     pub fn bad(&self, digest: Digest, policy: Digest) -> Option<&Bad> {
         self.bad.iter().find(|bad| bad.digest == digest && bad.policy == policy)
@@ -188,7 +200,8 @@ impl Slot {
         let mut bytes = Vec::with_capacity(SLOT_BYTES);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&FORMAT.to_le_bytes());
-        bytes.extend_from_slice(&FEATURES.to_le_bytes());
+        let features = if self.orders.is_some() { FEATURE_ORDERS } else { 0 };
+        bytes.extend_from_slice(&features.to_le_bytes());
         bytes.extend_from_slice(&self.sequence.to_le_bytes());
         bytes.extend_from_slice(&length.to_le_bytes());
         bytes.extend_from_slice(&[0; 4]);
@@ -252,6 +265,7 @@ pub fn read(file: &[u8]) -> Result<Read, SlotError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::order::Ratchet;
 
     fn slot(sequence: u64) -> Slot {
         Slot { sequence, confirmed: Some(Generation(7)), ..Slot::first() }
@@ -302,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_full_of_bad_digests_still_fits() {
+    fn a_slot_with_everything_in_it_still_fits() {
         let mut slot = slot(1);
         slot.trial = Some(Trial {
             generation: Generation(u32::MAX),
@@ -316,6 +330,16 @@ mod tests {
         slot.starts_since_ms = u64::MAX;
         slot.spec_image = Some(Digest::from_bytes([255; 32]));
         slot.spec_policy = slot.spec_image;
+        (slot.confirmed, slot.previous) = (Some(Generation(u32::MAX)), Some(Generation(u32::MAX)));
+        (slot.next_generation, slot.next_update, slot.starts) = (u32::MAX, u64::MAX, u32::MAX);
+        let kind = "rollback".to_owned();
+        slot.verdict = Some(Verdict { update: UpdateId(u64::MAX), kind, outcome: Outcome::RolledBack });
+        let ratchet = |key: usize| Ratchet { key: format!("{key:032}"), seq: u64::MAX };
+        slot.orders = Some(Memory {
+            ratchets: (0..crate::order::MAX_KEYS).map(ratchet).collect(),
+            floor: Generation(u32::MAX),
+            clock: u64::MAX,
+        });
         for number in 0..40u8 {
             slot.remember_bad(Bad {
                 digest: Digest::from_bytes([number; 32]),
@@ -328,5 +352,23 @@ mod tests {
         assert_eq!(slot.bad.len(), MAX_BAD);
         let bytes = slot.encode().expect("must fit");
         assert_eq!(read(&bytes).unwrap().slot, Some(slot));
+    }
+
+    #[test]
+    fn orders_forbid_an_older_molt_to_write() {
+        let without = slot(1).encode().unwrap();
+        assert_eq!(word(&without, 12), Some(0), "stores without orders stay everybody's");
+        let with = Slot { orders: Some(Memory::default()), ..slot(1) };
+        assert_eq!(word(&with.encode().unwrap(), 12), Some(FEATURE_ORDERS));
+        let found = read(&file(&[&with])).unwrap();
+        assert_eq!((found.newer, found.slot), (None, Some(with)));
+    }
+
+    #[test]
+    fn a_slot_of_before_there_were_orders_is_read() {
+        let text = serde_json::to_string(&slot(1)).unwrap();
+        assert!(!text.contains("orders"));
+        assert_eq!(serde_json::from_str::<Slot>(&text).unwrap().orders, None);
+        assert_eq!(slot(1).floor(), Generation(0));
     }
 }

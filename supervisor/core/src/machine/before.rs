@@ -34,6 +34,11 @@ pub(super) fn intent(
             attempt.kind = Kind::Rollback;
             attempt.to = to;
         }
+        Target::BackBelow(to) => {
+            attempt.kind = Kind::Rollback;
+            attempt.to = to;
+            attempt.force = true;
+        }
     }
     if state.stopping.is_some() {
         end(state, attempt, Outcome::Refused, Some(Code::Busy), "molt is stopping".to_owned(), out);
@@ -132,22 +137,30 @@ pub(super) fn begin(state: &mut State, now: Moment, mut attempt: Attempt, out: &
 }
 
 fn rollback(state: &mut State, now: Moment, mut attempt: Attempt, out: &mut Vec<Effect>) {
+    let floor = state.slot.floor();
+    let nothing = |message: String| Some((Code::NothingToRollBackTo, message));
     let refusal = match attempt.to.or(state.slot.previous) {
-        None => Some("there is no previous generation; `molt history` shows what ran".to_owned()),
+        None => nothing("there is no previous generation; `molt history` shows what ran".to_owned()),
         Some(to) if !state.known.contains_key(&to) => {
-            Some(format!("generation {to} is not in the store; `molt status` and `molt history` show what is"))
+            nothing(format!("generation {to} is not in the store; `molt status` and `molt history` show what is"))
         }
         Some(to) if Some(to) == attempt.from && state.serving.is_some() => {
-            Some(format!("generation {to} is what runs"))
+            nothing(format!("generation {to} is what runs"))
         }
+        Some(to) if to < floor && !attempt.force => Some((
+            Code::BelowFloor,
+            format!(
+                "generation {to} is below the rollback floor {floor}; only an order of a key marked downgrade goes there"
+            ),
+        )),
         Some(to) => {
             attempt.to = Some(to);
             None
         }
     };
-    if let Some(message) = refusal {
+    if let Some((code, message)) = refusal {
         let message = format!("{message}; {}", runs_now(state));
-        end(state, attempt, Outcome::Refused, Some(Code::NothingToRollBackTo), message, out);
+        end(state, attempt, Outcome::Refused, Some(code), message, out);
         rest::settle(state, now, out);
         return;
     }

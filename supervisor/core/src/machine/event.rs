@@ -37,6 +37,8 @@ pub enum Target {
     },
     /// Back to a generation; the previous one where `None`.
     Back(Option<Generation>),
+    /// The same, below the rollback floor if need be: a signed order whose key is marked for it.
+    BackBelow(Option<Generation>),
 }
 
 /// What PID 1 found when it started.

@@ -58,7 +58,7 @@ pub struct Attempt {
     pub policy: Option<String>,
     /// Stop after staging.
     pub stage_only: bool,
-    /// Take a digest that is remembered as bad.
+    /// Take a digest that is remembered as bad; or, for a rollback, a generation below the floor.
     pub force: bool,
     /// Take a wider policy.
     pub allow_wider: bool,

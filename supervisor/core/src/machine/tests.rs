@@ -228,6 +228,27 @@ fn rollback_with_nothing_to_go_back_to_is_refused() {
 }
 
 #[test]
+fn nobody_goes_below_the_floor_by_hand_but_with_a_marked_key_and_the_way_back_stays_open() {
+    let floor = |floor: u32| Some(crate::order::Memory { floor: Generation(floor), ..Default::default() });
+    let mut world = World::new();
+    world.update("registry.example.com/app:2");
+    world.state.slot.orders = floor(4);
+    for to in [None, Some(Generation(1))] {
+        world.send(Event::Intent { target: Target::Back(to), by: "test".into(), note: None });
+        assert_eq!((world.last().outcome, world.last().reason), (Outcome::Refused, Some(Code::BelowFloor)));
+        assert_eq!(world.serving(), Generation(4));
+    }
+    // By itself Molt goes wherever something healthy is: never neither.
+    let mut sick = World::new();
+    sick.sick = vec![Generation(4)];
+    sick.state.slot.orders = floor(4);
+    sick.update("registry.example.com/app:bad");
+    assert_eq!((sick.last().outcome, sick.serving()), (Outcome::RolledBack, Generation(1)));
+    world.send(Event::Intent { target: Target::BackBelow(None), by: "test".into(), note: None });
+    assert_eq!((world.last().outcome, world.serving()), (Outcome::Confirmed, Generation(1)));
+}
+
+#[test]
 fn a_newer_intent_supersedes_one_before_the_gate_and_waits_behind_one_after_it() {
     for phase in Phase::ALL.into_iter().filter(|phase| phase.before_gate()) {
         let mut state = table::typical(phase);

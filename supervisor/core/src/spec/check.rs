@@ -62,6 +62,9 @@ pub(super) fn all(spec: &Spec, places: &Places) -> Violations {
     }
     found.update(spec);
     found.registries(spec);
+    for (at, message) in super::orders::faults(&spec.orders) {
+        found.add(&at, message);
+    }
     found.own_files(spec);
     found.list
 }
@@ -333,12 +336,17 @@ impl Found<'_> {
         if spec.api.socket.len() > SOCKET_BYTES {
             self.add("spec.api.socket", format!("is longer than {SOCKET_BYTES} bytes"));
         }
+        let keys = spec.orders.keys.iter().enumerate();
+        let keys: Vec<_> = keys.map(|(index, key)| (format!("spec.orders.keys[{index}].file"), key)).collect();
         for (at, path) in [
             ("spec.registries.credentials", registries.credentials.as_deref()),
             ("spec.registries.certificates", registries.certificates.as_deref()),
             ("spec.policyFile", spec.policy_file.as_deref()),
             ("spec.api.socket", Some(spec.api.socket.as_str())),
-        ] {
+        ]
+        .into_iter()
+        .chain(keys.iter().map(|(at, key)| (at.as_str(), key.file.as_deref())))
+        {
             let carried = spec.mounts.iter().filter(|mount| mount.carry).map(|mount| mount.path.as_str());
             let shown = spec.state.iter().map(String::as_str).chain(carried);
             if let Some(folder) = path.and_then(|path| shown.into_iter().find(|folder| within(path, folder))) {

@@ -6,6 +6,7 @@
 mod check;
 pub mod document;
 mod health;
+mod orders;
 mod quantity;
 mod settings;
 pub mod shape;
@@ -22,6 +23,7 @@ use self::document::{Check, Node, Rules};
 pub use self::{
     check::path_fault,
     health::{Action, Health, HttpGet, Probe, TcpSocket},
+    orders::{Algorithm, OrderKey, Orders},
     quantity::{Bytes, Span, TextError},
     settings::{Api, Confirm, PolicySource, Registries, Update},
     user::{Principal, Signal, UserRef},
@@ -65,6 +67,8 @@ pub struct Spec {
     pub registries: Registries,
     /// The operator's socket.
     pub api: Api,
+    /// Who may send signed orders.
+    pub orders: Orders,
 }
 
 impl Default for Spec {
@@ -82,6 +86,7 @@ impl Default for Spec {
             update: Update::default(),
             registries: Registries::default(),
             api: Api::default(),
+            orders: Orders::default(),
         }
     }
 }
@@ -93,6 +98,7 @@ impl Spec {
         [&self.registries.credentials, &self.registries.certificates, &self.policy_file]
             .into_iter()
             .filter_map(|path| path.as_deref())
+            .chain(self.orders.keys.iter().filter_map(|key| key.file.as_deref()))
             .collect()
     }
 

@@ -13,6 +13,7 @@ mod journal;
 mod layer;
 mod manifest;
 mod notify;
+mod order;
 mod policy;
 mod reference;
 mod shim;
@@ -41,7 +42,7 @@ const fn tars(name: &'static str, run: fn(&[u8])) -> Target {
 }
 
 /// All of them.
-pub(crate) const ALL: [Target; 18] = [
+pub(crate) const ALL: [Target; 19] = [
     tars("tar", tar::run),
     tars("differential", differential::run),
     plain("decode", decode::run),
@@ -60,6 +61,7 @@ pub(crate) const ALL: [Target; 18] = [
     plain("users", users::run),
     plain("shim", shim::run),
     plain("notify", notify::run),
+    plain("order", order::run),
 ];
 
 /// What is shown to a person or written to a log holds nothing that a terminal obeys.

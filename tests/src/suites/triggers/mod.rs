@@ -4,6 +4,7 @@
 //! `sh` block to nobody.
 
 mod operator;
+mod orders;
 
 use anyhow::ensure;
 
@@ -14,12 +15,12 @@ use crate::harness::docs;
 const PAGE: &str = "TRIGGERS.md";
 
 /// The sections that a file here types.
-const TYPED: &[&str] = &[operator::HEADING];
+const TYPED: &[&str] = &[operator::HEADING, orders::HEADING];
 
 /// The tests of this suite.
 pub(super) fn cases() -> Vec<Case> {
     let own = [case("triggers::every_section_is_typed_by_a_test", all_typed)];
-    [&own[..], operator::CASES].concat()
+    [&own[..], operator::CASES, orders::CASES].concat()
 }
 
 fn all_typed(_: &Bed) -> anyhow::Result<()> {
