@@ -283,9 +283,6 @@ fn compile(when: When) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
 /// lets every one of them pass. They get what a kernel without x32 says.
 pub(crate) fn guard(arch: TargetArch) -> Vec<BpfProgram> {
     use seccompiler::sock_filter;
-    if arch != TargetArch::x86_64 {
-        return Vec::new();
-    }
     // BPF_LD | BPF_W | BPF_ABS and so on: linux/bpf_common.h.
     const LOAD: u16 = 0x20;
     const EQUAL: u16 = 0x15;
@@ -295,6 +292,9 @@ pub(crate) fn guard(arch: TargetArch) -> Vec<BpfProgram> {
     const ARCH: u32 = 4;
     const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
     const X32_BIT: u32 = 0x4000_0000;
+    if arch != TargetArch::x86_64 {
+        return Vec::new();
+    }
     let op = |code, jt, jf, k| sock_filter { code, jt, jf, k };
     vec![vec![
         op(LOAD, 0, 0, ARCH),

@@ -52,13 +52,13 @@ pub(crate) fn launch(control: &OwnedFd, order: Order) -> Step<Infallible> {
     drop(launcher);
     arm_death_signal(control)?;
     setsid().at("setsid", "")?;
-    let Order { launch, root, stdin, stdout, stderr, gate, exec, notify, late, proc } = order;
+    let Order { launch, root, stdin, stdout, stderr, gate, exec, notify, door, late, proc } = order;
 
     let mut report = Report::default();
     confine::limits::score(&launch, &mut report);
     root::attach(&root)?;
-    populate::populate(&root, &launch, &late, proc.as_ref(), notify.as_ref())?;
-    drop((late, proc, notify));
+    populate::populate(&root, &launch, &late, proc.as_ref(), [notify.as_ref(), door.as_ref()])?;
+    drop((late, proc, notify, door));
     root::pivot(root)?;
     // The init itself has nothing to say but on its control socket; it must not hold the container's own streams.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).at("open", "/dev/null")?;

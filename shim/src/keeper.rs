@@ -23,6 +23,8 @@ use crate::step::{At as _, Step};
 
 /// The largest number a process can have on any Linux: PID_MAX_LIMIT.
 const HIGHEST: i32 = 4 << 20;
+#[expect(clippy::reversed_empty_ranges, reason = "no number is in it, and none is meant to be")]
+const NONE: RangeInclusive<i32> = 1..=0;
 /// How often what is left is looked for, and killed, among the numbers given since; and then among all there can be. What
 /// forks faster than it is killed goes with the generation.
 const ROUNDS: (usize, usize) = (500, 4);
@@ -54,7 +56,7 @@ pub(crate) fn keep(id: u32, run: impl FnOnce() -> i32) -> Step<(Pid, Kept)> {
         Fork::Parent(pid) => Ok((pid, Kept { id, orders })),
         Fork::Child => {
             drop(orders);
-            exit_now(watch(&heard, run).unwrap_or_else(|errno| crate::spawn::not_run(errno)))
+            exit_now(watch(&heard, run).unwrap_or_else(crate::spawn::not_run))
         }
     }
 }
@@ -114,7 +116,7 @@ fn kill_all(program: Pid) -> i32 {
     let mut status = 128 + 9;
     let first = program.as_raw_nonzero().get();
     for round in 0..ROUNDS.0 + ROUNDS.1 {
-        let (newer, older) = if round < ROUNDS.0 { since(first) } else { (1..=HIGHEST, 1..=0) };
+        let (newer, older) = if round < ROUNDS.0 { since(first) } else { (1..=HIGHEST, NONE) };
         for number in newer.chain(older) {
             let Some(pid) = Pid::from_raw(number) else { continue };
             let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -145,5 +147,5 @@ fn since(first: i32) -> (RangeInclusive<i32>, RangeInclusive<i32>) {
         Ok(Fork::Parent(pid)) => pid.as_raw_nonzero().get(),
         Err(_) => HIGHEST,
     };
-    if newest >= first { (first..=newest, 1..=0) } else { (first..=HIGHEST, 1..=newest) }
+    if newest >= first { (first..=newest, NONE) } else { (first..=HIGHEST, 1..=newest) }
 }

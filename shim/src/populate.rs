@@ -62,7 +62,7 @@ pub(crate) fn populate(
     launch: &Launch,
     late: &[OwnedFd],
     proc: Option<&OwnedFd>,
-    notify: Option<&OwnedFd>,
+    sockets: [Option<&OwnedFd>; 2],
 ) -> Step<()> {
     for (mount, tree) in launch.late_mounts.iter().zip(late) {
         let folder = FileType::from_raw_mode(fstat(tree).at("fstat", &mount.target)?.st_mode) == FileType::Directory;
@@ -84,7 +84,7 @@ pub(crate) fn populate(
         let tmp = tmpfs("tmp", "1777", None, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)?;
         attach(&tmp, &target(root, "tmp", Kind::Folder)?, "/tmp")?;
     }
-    run(root, notify)
+    run(root, sockets)
 }
 
 fn fresh_proc(root: &OwnedFd) -> Step<()> {
@@ -216,9 +216,9 @@ fn devpts(flags: MountAttrFlags) -> Step<OwnedFd> {
     make(Some("5")).or_else(|_| make(None)).at("fsmount", "devpts")
 }
 
-/// A private `/run/molt`, whatever is carried at `/run`: nothing of the supervisor shows through, and the notify socket
-/// has a place.
-fn run(root: &OwnedFd, notify: Option<&OwnedFd>) -> Step<()> {
+/// A private `/run/molt`, whatever is carried at `/run`: nothing of the supervisor shows through, and the sockets of this
+/// run, notify and the workload's own, have a place.
+fn run(root: &OwnedFd, sockets: [Option<&OwnedFd>; 2]) -> Step<()> {
     // A mount of the container's own at /run is no image's trick, and gets the folder.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     if let Ok(run) = openat2(root, "run", flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
@@ -226,7 +226,7 @@ fn run(root: &OwnedFd, notify: Option<&OwnedFd>) -> Step<()> {
     {
         match mkdirat(&run, "molt", Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(Errno::ROFS) if notify.is_none() => return Ok(()),
+            Err(Errno::ROFS) if sockets.iter().all(Option::is_none) => return Ok(()),
             Err(errno) => return Err(errno).at("mkdir", "/run/molt"),
         }
     }
@@ -235,10 +235,12 @@ fn run(root: &OwnedFd, notify: Option<&OwnedFd>) -> Step<()> {
         MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let folder = tmpfs("molt", "0755", Some("4k"), flags)?;
     attach(&folder, &place, "/run/molt")?;
-    match notify {
-        Some(socket) => attach(socket, &target(&folder, "notify", Kind::File)?, "/run/molt/notify"),
-        None => Ok(()),
+    for (name, socket) in ["notify", "workload.sock"].into_iter().zip(sockets) {
+        if let Some(socket) = socket {
+            attach(socket, &target(&folder, name, Kind::File)?, name)?;
+        }
     }
+    Ok(())
 }
 
 fn tmpfs(name: &str, mode: &str, size: Option<&str>, flags: MountAttrFlags) -> Step<OwnedFd> {

@@ -22,6 +22,7 @@ pub(crate) struct Order {
     pub(crate) gate: OwnedFd,
     pub(crate) exec: OwnedFd,
     pub(crate) notify: Option<OwnedFd>,
+    pub(crate) door: Option<OwnedFd>,
     pub(crate) late: Vec<OwnedFd>,
     pub(crate) proc: Option<OwnedFd>,
 }
@@ -38,12 +39,13 @@ pub(crate) fn receive(control: &OwnedFd) -> Step<Order> {
     let launch: Launch = read(spec)?;
     of_this_version(launch.version)?;
     let notify = launch.notify.then(|| next("notify")).transpose()?;
+    let door = launch.door.then(|| next("the workload's socket")).transpose()?;
     let late: Vec<OwnedFd> = launch.late_mounts.iter().map(|mount| next(&mount.target)).collect::<Result<_, _>>()?;
     let proc = (launch.proc == ProcMode::Carried).then(|| next("proc")).transpose()?;
     if fds.next().is_some() {
         return Err(refuse("receive", format!("more than {} descriptors", Fds::LATE + late.len())));
     }
-    Ok(Order { launch, root, stdin, stdout, stderr, gate, exec, notify, late, proc })
+    Ok(Order { launch, root, stdin, stdout, stderr, gate, exec, notify, door, late, proc })
 }
 
 /// The document in a sealed memfd.

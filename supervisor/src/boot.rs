@@ -14,8 +14,8 @@ use molt_core::{
     generation::{Record, VERSION},
     ids::{Generation, ImageRef, UpdateId},
     journal::{self, Slot},
-    machine::{Event, Found, Settings, State},
-    spec::{self, Confirm, PolicySource, Spec},
+    machine::{Event, Found, Settings, State, Wanted},
+    spec::{Confirm, Spec},
     wire::{UpdateView, What},
 };
 use molt_oci::unpacker::{Ended, Unpacker};
@@ -40,7 +40,11 @@ use crate::{
         journal::{File, Journal},
         memory::Remembered,
     },
-    triggers::signal::{Reaped, Signals, TAKEN},
+    triggers::{
+        files,
+        signal::{Reaped, Signals, TAKEN},
+        spec::{Source, Taken},
+    },
     workload::shim::Shim,
 };
 
@@ -85,8 +89,9 @@ fn start(args: &InitArgs) -> Result<u8, Refusal> {
     if !missing.is_empty() {
         return refuse(125, format!("failed to start; nothing was touched:\n{}", missing.join("\n")));
     }
-    let (spec, policy) = read_spec(args)?;
-    check_keys(&spec)?;
+    let source = Source::new(args);
+    let taken = source.read().or_else(|text| refuse(122, text))?;
+    check_keys(&taken.spec)?;
     harden();
     let container = container();
     rootfs::remember_pretended_kernel();
@@ -100,10 +105,10 @@ fn start(args: &InitArgs) -> Result<u8, Refusal> {
         .or_else(|error| refuse(125, format!("failed to take over signals: {error}")))?;
 
     let mut facts = Facts::default();
-    let store = open_store(args, &spec, &mut facts)?;
+    let store = open_store(args, &taken.spec, &mut facts)?;
     let (journal, slot, known) = read_journal(store.as_deref(), &mut facts)?;
-    let socket = args.socket.clone().unwrap_or_else(|| PathBuf::from(&spec.api.socket));
-    let parts = hold_parts(args, &spec, &socket, store.as_deref(), &mut facts)?;
+    let socket = args.socket.clone().unwrap_or_else(|| PathBuf::from(&taken.spec.api.socket));
+    let parts = hold_parts(args, &taken.spec, &socket, store.as_deref(), &mut facts)?;
     let shim = Shim::keep(store.as_ref().map(|store| store.path.as_path()))
         .or_else(|error| refuse(125, format!("failed to {error}; allow executable memory files or give a store")))?;
     aside::keep_a_thread().or_else(|error| refuse(125, format!("failed to start a thread: {error}")))?;
@@ -112,7 +117,7 @@ fn start(args: &InitArgs) -> Result<u8, Refusal> {
         .build()
         .or_else(|error| refuse(125, format!("failed to start the runtime: {error}")))?;
     let status = runtime
-        .block_on(serve(spec, policy, signals, facts, store, journal, slot, known, parts, shim, socket, container));
+        .block_on(serve(source, taken, signals, facts, store, journal, slot, known, parts, shim, socket, container));
     // The history's last line gets its time; whatever else still runs the kernel ends with PID 1.
     runtime.shutdown_background();
     aside::finish(LAST_WORDS);
@@ -124,10 +129,10 @@ fn start(args: &InitArgs) -> Result<u8, Refusal> {
     reason = "each is one thing that was made before; they meet here and nowhere else"
 )]
 async fn serve(
-    spec: Spec,
-    policy: String,
+    source: Source,
+    taken: Taken,
     signals: std::os::fd::OwnedFd,
-    facts: Facts,
+    mut facts: Facts,
     store: Option<Arc<Store>>,
     journal: Option<Journal>,
     mut slot: Slot,
@@ -140,10 +145,18 @@ async fn serve(
     drop(tokio::spawn(standard::tend()));
     let listener = crate::api::bind(&socket)
         .or_else(|error| refuse(123, format!("failed to listen on {}: {error:#}", socket.display())))?;
+    let tls = taken.spec.api.listen.as_ref().map(crate::api::Tls::bind).transpose();
+    let tls = tls.or_else(|why| refuse(123, format!("api.listen: {why}")))?;
     let reaped = Reaped::default();
     let signals = Signals::new(signals, reaped.clone())
         .or_else(|error| refuse(125, format!("failed to watch signals: {error}")))?;
-    let client = client(&spec, reaped.clone())?;
+    let client = client(&taken.spec, reaped.clone())?;
+    let wanted = taken.wanted();
+    let Taken { spec, policy, astray } = taken;
+    if let Some(why) = astray {
+        tracing::warn!("{why}; the annotations say nothing until that is mended");
+        facts.spec_ignored = Some(("Invalid", why));
+    }
     let audit = match store.as_deref().map(|store| History::open(&store.dir)) {
         Some(Ok(history)) => Audit::resume(history),
         Some(Err(error)) => return refuse(120, format!("failed to open the history: {error}")),
@@ -153,15 +166,30 @@ async fn serve(
     let (events, past) = past(&mut slot, &known, &audit, &mut remembered, &spec, &policy);
     let output = OutputRing::new();
     let run = socket.parent().map_or_else(|| PathBuf::from("/run/molt"), Path::to_path_buf);
+    let document = spec.to_document();
+    let shown = document.get("spec").cloned().unwrap_or_default();
+    let (view_sender, view) = watch::channel(empty_view(&spec.name, shown));
+    let (commands, commands_in) = mpsc::channel(16);
+    let now = Now::new();
+    let handle = crate::command::Handle {
+        commands,
+        view,
+        now: now.clone(),
+        events: events.clone(),
+        output: output.clone(),
+        audit: audit.clone(),
+    };
     let context = Arc::new(Context {
         policy,
+        source,
         store: store.clone(),
         parts: Arc::new(parts),
         shim,
         client,
         run,
-        events: events.clone(),
-        output: output.clone(),
+        handle: handle.clone(),
+        events,
+        output,
         kernel_abi: preflight::landlock_abi(),
         mapped: IdMap::read(),
         tidy: Arc::default(),
@@ -170,8 +198,9 @@ async fn serve(
         proc: preflight::proc_mode(),
         spec,
     });
-    let image = own_root(&container, &context, &mut known)?;
-    let found = found(&context, &slot, image, &known);
+    own_root(&container, &context, &mut known)?;
+    let up_ms = u64::try_from(crate::clock::boot().as_millis()).unwrap_or(u64::MAX);
+    let found = Found { spec: wanted.or_else(|| asked_first(&context, &slot)), up_ms };
     let settings = Settings {
         auto_rollback: context.spec.update.auto_rollback,
         confirm_within_ms: (context.spec.update.confirm == Confirm::External)
@@ -188,15 +217,9 @@ async fn serve(
             }
         });
     }
-    let document = context.spec.to_document();
-    let shown = document.get("spec").cloned().unwrap_or_default();
-    let (view_sender, view) = watch::channel(empty_view(&context.spec.name, shown));
     let (answers, events_in) = mpsc::unbounded_channel();
     let (brought, brought_in) = mpsc::unbounded_channel();
-    let (commands, commands_in) = mpsc::channel(16);
-    let now = Now::new();
-    let handle = crate::command::Handle { commands, view, now: now.clone(), events, output, audit: audit.clone() };
-    drop(tokio::spawn(async move { crate::api::serve(handle, listener).await }));
+    admit(&context, handle, listener, tls)?;
 
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %socket.display(), "molt starts");
     let dispatcher = Dispatcher::new(Start {
@@ -216,6 +239,27 @@ async fn serve(
     audit.finish();
     let _ = std::fs::remove_file(&socket);
     Ok(u8::try_from(status.clamp(0, 255)).unwrap_or(255))
+}
+
+/// Opens every way in that the spec asks for.
+fn admit(
+    context: &Context,
+    handle: crate::command::Handle,
+    listener: tokio::net::UnixListener,
+    tls: Option<crate::api::Tls>,
+) -> Result<(), Refusal> {
+    let watched = context.source.watched(&context.spec);
+    drop(tokio::spawn(files::watch(watched, handle.commands.clone())));
+    if let Some(tls) = tls {
+        drop(tokio::spawn(tls.serve(handle.clone())));
+    }
+    if let Some(gateway) = context.spec.gateway.clone() {
+        let id = store_id(context.store.as_deref())?;
+        let name = context.spec.name.clone();
+        drop(tokio::spawn(crate::triggers::gateway::run(handle.clone(), gateway, name, id)));
+    }
+    drop(tokio::spawn(async move { crate::api::serve(handle, listener).await }));
+    Ok(())
 }
 
 /// What happened before this start: the history, completed by what Molt died over; the log of events, which goes on where
@@ -257,47 +301,11 @@ fn past(
     (events, VecDeque::from(past))
 }
 
-/// The spec with the flags applied, and its policy as text.
-fn read_spec(args: &InitArgs) -> Result<(Spec, String), Refusal> {
-    let mut spec = match &args.spec {
-        None => Spec::default(),
-        Some(path) => {
-            let text = read(path)?;
-            spec::parse(&text)
-                .or_else(|violations| refuse(122, format!("{} is not a valid spec:\n{violations}", path.display())))?
-        }
-    };
-    if let Some(image) = &args.image {
-        let image = image.parse::<ImageRef>().or_else(|error| refuse(122, format!("--image: {error}")))?;
-        spec.image = Some(image);
-    }
-    if !args.state.is_empty() {
-        spec.state.clone_from(&args.state);
-    }
-    if let Some(name) = &args.name {
-        spec.name.clone_from(name);
-    }
-    if !args.command.is_empty() {
-        spec.workload.command.clone_from(&args.command);
-        spec.workload.args.clear();
-    }
-    spec.check().or_else(|violations| refuse(122, format!("the spec is not valid:\n{violations}")))?;
-    let beside = |path: &str| match &args.spec {
-        Some(spec) if !path.starts_with('/') => spec.parent().unwrap_or(Path::new("/")).join(path),
-        _ => PathBuf::from(path),
-    };
-    let policy = match (&args.policy, &spec.policy, &spec.policy_file) {
-        (Some(path), ..) => read(path)?,
-        (None, Some(PolicySource::Unconfined), _) => "unconfined".to_owned(),
-        (None, Some(PolicySource::Inline(policy)), _) => serde_json::Value::Object(policy.clone()).to_string(),
-        (None, None, Some(path)) => read(&beside(path))?,
-        (None, None, None) => String::new(),
-    };
-    plan::Policy::read(&policy).or_else(|fault| refuse(122, fault.message))?;
-    if spec.image.is_none() && spec.workload.command.is_empty() {
-        return refuse(122, "nothing to run: give an image (--image, or spec.image) or a command (molt init -- CMD)");
-    }
-    Ok((spec, policy))
+/// What tells the store from every other one; made up for this start where there is none.
+fn store_id(store: Option<&Store>) -> Result<String, Refusal> {
+    let new = crate::gateway::files::random_id().or_else(|why| refuse(125, why))?;
+    let Some(store) = store else { return Ok(new) };
+    store.id(&new).or_else(|error| refuse(120, format!("failed to {error}")))
 }
 
 /// A key in the spec that is none is a mistake; a file may still come, and is read for each order.
@@ -310,10 +318,6 @@ fn check_keys(spec: &Spec) -> Result<(), Refusal> {
         tracing::warn!("orders of the key '{}' are refused for now: {why}", key.id);
     }
     Ok(())
-}
-
-fn read(path: &Path) -> Result<String, Refusal> {
-    std::fs::read_to_string(path).or_else(|error| refuse(122, format!("failed to read {}: {error}", path.display())))
 }
 
 /// PID 1 shows nothing of itself to anyone.
@@ -495,14 +499,14 @@ fn container() -> molt_oci::ImageConfig {
     }
 }
 
-/// Generation 0, where there is a command to run in the container's own root. Returns the image to fetch otherwise.
+/// Generation 0, where there is a command to run in the container's own root.
 fn own_root(
     container: &molt_oci::ImageConfig,
     context: &Context,
     known: &mut BTreeMap<Generation, Record>,
-) -> Result<Option<ImageRef>, Refusal> {
-    if let Some(image) = &context.spec.image {
-        return Ok(Some(image.clone()));
+) -> Result<(), Refusal> {
+    if context.spec.image.is_some() {
+        return Ok(());
     }
     let none = molt_oci::ImageConfig::default();
     let policy = plan::Policy::read(&context.policy).or_else(|fault| refuse(122, fault.message))?;
@@ -528,22 +532,11 @@ fn own_root(
         }
     }
     known.insert(Generation(0), record);
-    Ok(None)
+    Ok(())
 }
 
-/// What the machine is told at boot.
-fn found(context: &Context, slot: &Slot, image: Option<ImageRef>, known: &BTreeMap<Generation, Record>) -> Found {
-    let text = image.as_ref().map(|image| plan::sha256(image.to_string().as_bytes()));
-    let policy = (!context.policy.is_empty()).then(|| plan::sha256(context.policy.as_bytes()));
-    let image_changed = image.is_some() && slot.spec_image != text;
-    let policy_changed = slot.spec_policy != policy;
-    let readable = [slot.confirmed, slot.previous].into_iter().flatten().find_map(|one| known.get(&one));
-    let confirmed = readable.and_then(|record| record.image.clone());
-    Found {
-        // A policy that changed alone is an update of what runs, not a return to the spec's image.
-        image: if image_changed || readable.is_none() { image } else { confirmed },
-        spec: (text, policy),
-        spec_changed: image_changed || policy_changed,
-        up_ms: u64::try_from(crate::clock::boot().as_millis()).unwrap_or(u64::MAX),
-    }
+/// Where the annotations say nothing and nothing was ever confirmed, the spec's own image is better than none.
+fn asked_first(context: &Context, slot: &Slot) -> Option<Wanted> {
+    let image = context.spec.image.clone().filter(|_| slot.confirmed.is_none());
+    image.map(|image| Wanted { image: Some(image), policy: context.policy.clone(), texts: (None, None) })
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use molt_core::{
     code::Code,
-    ids::{Digest, Generation, UpdateId},
+    ids::{Digest, Generation, ImageRef, UpdateId},
+    journal::Revision,
     wire::{
         Accepted, Collected, Difference, Document, GenerationView, HoldView, Ordered, PlanView, Problem,
         RollbackRequest, UpdateRequest, UpdateView,
@@ -60,8 +61,32 @@ pub(crate) enum Command {
     ForgetBad { digest: Digest, by: By, reply: Reply<()> },
     /// A signed order, and the policy that came beside it: what it says is done, whoever brought it.
     Order { jws: Vec<u8>, policy: Option<String>, by: By, reply: Reply<Ordered> },
+    /// Read the spec again.
+    Reread { by: By },
+    /// The workload of a run asks for something for itself.
+    Own { instance: u64, wish: Wish, by: By, reply: Reply<Option<Accepted>> },
+    /// What a gateway wants: one of the above, and the revision that is acted on with it. Its number and that of its
+    /// update are durable in one.
+    Revision { revision: Revision, command: Box<Command> },
+    /// Whether the gateway answers, and why not.
+    Reached { gateway: Result<(), String> },
     /// Run something inside the running generation.
     Exec { options: molt_core::wire::ExecOptions, by: By, reply: Reply<ExecSession> },
+}
+
+/// What a workload can ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// No update for so long.
+    Hold { ttl_ms: u64, reason: Option<String> },
+    /// Its own hold is over.
+    Release,
+    /// It is well.
+    Confirm,
+    /// It is not.
+    Reject,
+    /// It wants to be this image.
+    Update { image: ImageRef, reason: Option<String> },
 }
 
 /// On what terms a request is to be taken.
@@ -93,7 +118,9 @@ impl Command {
             Self::Order { reply, .. } => drop(reply.send(Err(problem))),
             Self::Compare { reply, .. } => drop(reply.send(Err(problem))),
             Self::Exec { reply, .. } => drop(reply.send(Err(problem))),
-            Self::On { command, .. } => command.refuse(problem),
+            Self::Own { reply, .. } => drop(reply.send(Err(problem))),
+            Self::Reread { .. } | Self::Reached { .. } => {}
+            Self::On { command, .. } | Self::Revision { command, .. } => command.refuse(problem),
         }
     }
 
@@ -101,7 +128,7 @@ impl Command {
     pub(crate) fn repeat(self, accepted: Accepted) {
         match self {
             Self::Update { reply, .. } | Self::Rollback { reply, .. } => drop(reply.send(Ok(accepted))),
-            Self::On { command, .. } => command.repeat(accepted),
+            Self::On { command, .. } | Self::Revision { command, .. } => command.repeat(accepted),
             other => other.refuse(Problem::new(Code::Invalid, "this kind of request takes no Idempotency-Key")),
         }
     }
@@ -118,6 +145,8 @@ pub(crate) struct View {
     pub(crate) updates: Vec<UpdateView>,
     /// What `If-Match` is compared with: the last request that was taken, and what serves.
     pub(crate) revision: String,
+    /// The revision of a gateway that was acted on last.
+    pub(crate) acted: Option<Revision>,
 }
 
 /// What the API holds.

@@ -147,6 +147,16 @@ pub fn user(passwd: &str, group: &str, wanted: Option<&UserRef>, of: Option<&Pri
     }
 }
 
+/// Reads a downward API file with annotations.
+pub fn annotations(text: &str) -> Result<std::collections::BTreeMap<String, String>, String> {
+    crate::triggers::annotations::parse(text)
+}
+
+/// Names in a certificate, DNS names and URIs.
+pub fn names(certificate: &[u8]) -> usize {
+    crate::api::san::names(certificate).len()
+}
+
 /// Takes notify datagrams. Gives the status text and how much more time was asked for in all.
 pub fn notify<'a>(datagrams: impl Iterator<Item = &'a str>) -> (Option<String>, Duration) {
     let (mut said, now) = (Said::default(), Instant::now());

@@ -16,6 +16,7 @@ mod effects;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod gateway;
 mod observe;
 mod planted;
 mod preflight;

@@ -36,6 +36,10 @@ pub fn descriptor(signals: &[i32]) -> Result<OwnedFd> {
 pub struct Received {
     /// Its number.
     pub signal: i32,
+    /// The process that sent it; 0 where it is not of this PID namespace, or the kernel.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
 }
 
 /// Reads one signal from [`descriptor`]'s descriptor; `None` when there is none.
@@ -43,8 +47,11 @@ pub fn receive(fd: impl std::os::fd::AsFd) -> Result<Option<Received>> {
     let mut buffer = [0u8; size_of::<libc::signalfd_siginfo>()];
     match rustix::io::read(fd, &mut buffer) {
         Ok(length) if length == buffer.len() => {
-            let [a, b, c, d, ..] = buffer;
-            Ok(Some(Received { signal: i32::from_ne_bytes([a, b, c, d]) }))
+            // `struct signalfd_siginfo` begins with five words: signo, errno, code, pid, uid.
+            let (words, _) = buffer.as_chunks::<4>();
+            let [signal, _, _, pid, uid, ..] = words else { return Ok(None) };
+            let signal = i32::from_ne_bytes(*signal);
+            Ok(Some(Received { signal, pid: u32::from_ne_bytes(*pid), uid: u32::from_ne_bytes(*uid) }))
         }
         Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
         Err(errno) => Err(crate::Error::new("read", "signalfd", errno)),

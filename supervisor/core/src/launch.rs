@@ -40,6 +40,8 @@ pub struct Launch {
     pub proc: ProcMode,
     /// A notify socket travels along and is bound at `/run/molt/notify`.
     pub notify: bool,
+    /// The workload's own socket travels along and is bound at `/run/molt/workload.sock`.
+    pub door: bool,
     /// Give the workload a controlling terminal (its standard streams are one).
     pub tty: bool,
     /// Signal that the kernel would send by PDEATHSIG is always KILL; this is the workload's `oom_score_adj`.
@@ -324,7 +326,7 @@ impl Fds {
     pub const GATE: usize = 5;
     /// Write end of the exec pipe: CLOEXEC; end of file says exec happened, four bytes of errno that it failed.
     pub const EXEC: usize = 6;
-    /// From here: the notify socket where [`Launch::notify`], the late mounts, and last, where [`ProcMode::Carried`],
+    /// From here: the notify socket where [`Launch::notify`], the workload's where [`Launch::door`], the late mounts, and last, where [`ProcMode::Carried`],
     /// the clone of `/proc`.
     pub const LATE: usize = 7;
     /// Most descriptors one message carries (kernel: SCM_MAX_FD is 253).

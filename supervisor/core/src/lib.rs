@@ -4,6 +4,7 @@
 
 pub mod code;
 pub mod confined;
+pub mod gateway;
 pub mod gc;
 pub mod generation;
 pub mod ids;

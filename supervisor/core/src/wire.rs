@@ -713,7 +713,7 @@ pub struct Problem {
     pub code: Code,
     /// Who holds updates back, where that is why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hold: Option<HoldView>,
+    pub hold: Option<Box<HoldView>>,
     /// Milliseconds until the hold ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_ms: Option<u64>,

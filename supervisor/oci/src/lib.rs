@@ -28,5 +28,6 @@ pub use fetch::{Fetched, LayerState, Progress};
 pub use image::ImageConfig;
 pub use layer::{decode::Packing, tree::XattrNamespace};
 pub use need::{Need, need};
+pub use remote::{backoff, named_allowed, named_client};
 pub use resolve::{Client, Layer, Resolved};
 pub use store::{LayerId, Space, Store};

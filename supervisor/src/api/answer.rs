@@ -14,20 +14,20 @@ use molt_core::{code::Code, wire::Problem};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Longest request body; policy text travels inside.
-pub(super) const BODY: usize = 1 << 20;
+pub(crate) const BODY: usize = 1 << 20;
 
 /// A problem on its way out.
 #[derive(Debug)]
-pub(super) struct Refused(pub(super) Problem);
+pub(crate) struct Refused(pub(crate) Problem);
 
 impl Refused {
     /// With the HTTP status that follows from the code.
-    pub(super) fn new(code: Code, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
         Self(Problem::new(code, detail))
     }
 
     /// With an HTTP status of its own, for what HTTP has a word for.
-    pub(super) fn with_status(status: StatusCode, code: Code, detail: impl Into<String>) -> Self {
+    pub(crate) fn with_status(status: StatusCode, code: Code, detail: impl Into<String>) -> Self {
         let mut problem = Problem::new(code, detail);
         problem.status = status.as_u16();
         Self(problem)
@@ -50,7 +50,7 @@ impl IntoResponse for Refused {
 }
 
 /// A JSON answer.
-pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
+pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response {
     with_type(status, "application/json", value)
 }
 
@@ -69,7 +69,7 @@ fn with_type(status: StatusCode, media: &'static str, value: &impl Serialize) ->
 
 /// A JSON body of at most [`BODY`] bytes; no body reads as `{}`.
 #[derive(Debug)]
-pub(super) struct Input<T>(pub(super) T);
+pub(crate) struct Input<T>(pub(crate) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Input<T> {
     type Rejection = Refused;
@@ -96,19 +96,24 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Input<T> {
     }
 }
 
-/// The whole body, within the limit.
-pub(super) async fn body(request: Request) -> Result<Bytes, Refused> {
-    axum::body::to_bytes(request.into_body(), BODY).await.map_err(|_| {
+/// The whole body, within the limit. One that says it is longer is refused before a byte of it is asked for.
+pub(crate) async fn body(request: Request) -> Result<Bytes, Refused> {
+    let too_long = || {
         Refused::with_status(
             StatusCode::PAYLOAD_TOO_LARGE,
             Code::Invalid,
             "the body must come whole and have at most 1 MiB",
         )
-    })
+    };
+    let said = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if said.is_some_and(|length| length > BODY as u64) {
+        return Err(too_long());
+    }
+    axum::body::to_bytes(request.into_body(), BODY).await.map_err(|_| too_long())
 }
 
 /// Reads a request document; an image reference that cannot be read has a code of its own.
-pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refused> {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refused> {
     let invalid = |error: serde_json::Error| {
         let text = error.to_string();
         // The place in a document of one line is of no use to a person.

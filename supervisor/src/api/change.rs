@@ -62,7 +62,7 @@ pub(super) async fn ask<T>(handle: &Handle, command: impl FnOnce(Reply<T>) -> Co
     Ok(answer.await.map_err(|_| gone())??)
 }
 
-fn accepted(accepted: &Accepted) -> Response {
+pub(super) fn accepted(accepted: &Accepted) -> Response {
     let mut response = json(StatusCode::ACCEPTED, accepted);
     if let Ok(location) = HeaderValue::try_from(format!("/v1/updates/{}", accepted.id)) {
         response.headers_mut().insert(header::LOCATION, location);
@@ -70,7 +70,7 @@ fn accepted(accepted: &Accepted) -> Response {
     response
 }
 
-fn reason(text: Option<&String>) -> Result<(), Refused> {
+pub(super) fn reason(text: Option<&String>) -> Result<(), Refused> {
     match text {
         Some(text) if text.chars().count() > REASON => {
             Err(Refused::new(Code::Invalid, format!("the reason is longer than {REASON} characters")))
@@ -88,6 +88,10 @@ pub(super) async fn update(
     Input(request): Input<UpdateRequest>,
 ) -> Answer {
     reason(request.reason.as_ref())?;
+    if request.allow_wider && !peer.may_widen() {
+        let why = "a wider policy is not yours to ask for (api.listen.allow[].allowWider)";
+        return Err(Refused::with_status(StatusCode::FORBIDDEN, Code::Unauthorized, why));
+    }
     match query.as_deref() {
         None | Some("") => {
             let (by, terms) = (peer.by(), asked.keyed("update", &request)?);

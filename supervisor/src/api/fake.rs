@@ -124,6 +124,7 @@ pub(crate) fn start() -> Handle {
         generations: vec![generation(1, "1.4")],
         updates: Vec::new(),
         revision: "u6.g1".to_owned(),
+        acted: None,
     };
     let (sender, view) = watch::channel(Arc::new(first));
     let events = EventLog::new(100, []);
@@ -171,7 +172,8 @@ impl Fake {
             {
                 command.refuse(Problem::new(Code::Stale, "it is at u6.g1"));
             }
-            Command::On { command, .. } => self.take(*command),
+            // There is no gateway here.
+            Command::On { command, .. } | Command::Revision { command, .. } => self.take(*command),
             Command::Release { reply, .. } => {
                 self.change(|view| view.document.status.hold = None);
                 drop(reply.send(Ok(())));
@@ -184,6 +186,8 @@ impl Fake {
                 drop(reply.send(Ok(())));
             }
             Command::Order { jws, reply, .. } => drop(reply.send(self.ordered(&jws))),
+            Command::Reread { .. } | Command::Reached { .. } => {}
+            Command::Own { reply, .. } => drop(reply.send(Ok(None))),
             Command::Exec { options, reply, .. } => drop(reply.send(exec(&options))),
         }
     }

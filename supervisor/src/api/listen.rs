@@ -210,7 +210,7 @@ fn http() -> http1::Builder {
     http
 }
 
-async fn connection(
+pub(super) async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
     slot: Slot,
@@ -224,7 +224,7 @@ async fn connection(
         hyper::service::Service::call(&router, request)
     });
     if let Err(error) = http().serve_connection(TokioIo::new(stream), service).with_upgrades().await {
-        tracing::debug!(%error, "a connection of the operator socket ended early");
+        tracing::debug!(%error, "a connection ended early");
     }
 }
 
@@ -255,6 +255,12 @@ pub(super) struct Slot {
 pub(super) struct StreamSlot(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
 
 impl Slot {
+    /// A connection's place, with places for streams; it runs no commands.
+    pub(super) fn new(connection: OwnedSemaphorePermit, streams: Arc<Semaphore>) -> Self {
+        let places = Places { streams, execs: Arc::new(Semaphore::new(0)) };
+        Self { connection: Arc::new(Mutex::new(Some(connection))), places }
+    }
+
     /// Makes the connection a stream, for as long as the answer is held.
     pub(super) fn stream(self) -> Result<StreamSlot, Refused> {
         let free = Arc::clone(&self.places.streams).try_acquire_owned();
@@ -282,11 +288,11 @@ impl Slot {
     }
 }
 
-async fn refuse(stream: UnixStream, refused: Refused, _slot: OwnedSemaphorePermit) {
+pub(super) async fn refuse(stream: UnixStream, refused: Refused, _slot: OwnedSemaphorePermit) {
     tell(stream, refused).await;
 }
 
-async fn tell(stream: UnixStream, refused: Refused) {
+pub(super) async fn tell(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, refused: Refused) {
     let service = hyper::service::service_fn(move |_| {
         let response = Refused(refused.0.clone()).into_response();
         async move { Ok::<_, Infallible>(response) }

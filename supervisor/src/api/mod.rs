@@ -8,18 +8,21 @@
     reason = "limits of a connection: who asks may ask again, and no update depends on them"
 )]
 
-mod answer;
+pub(crate) mod answer;
 mod change;
 mod exec;
 pub(crate) mod frame;
 mod listen;
-mod openapi;
+pub(crate) mod openapi;
 mod orders;
+mod own;
 mod peer;
 mod read;
 mod routes;
+pub(crate) mod san;
 mod stream;
 mod terms;
+mod tls;
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -33,7 +36,10 @@ pub(crate) use change::HoldRequest;
 #[cfg(feature = "fuzzing")]
 pub(crate) use listen::serve_one;
 pub(crate) use listen::{bind, serve};
+pub(crate) use own::serve as serve_own;
+pub(crate) use peer::Door;
 pub(crate) use read::Health;
+pub(crate) use tls::Tls;
 
 /// Media type of a stream of JSON documents, one a line.
 pub(crate) const JSON_LINES: &str = "application/jsonl";

@@ -19,18 +19,18 @@ use super::{answer, change::HoldRequest, read::Health};
 use crate::observe::output::Line;
 
 /// Gives the schema of a type, and keeps it among the components.
-type Shape = fn(&mut SchemaGenerator) -> Schema;
+pub(crate) type Shape = fn(&mut SchemaGenerator) -> Schema;
 
-fn one<T: JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
+pub(crate) fn one<T: JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
     schemas.subschema_for::<T>()
 }
 
-fn many<T: JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
+pub(crate) fn many<T: JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
     schemas.subschema_for::<Vec<T>>()
 }
 
 /// A parameter: where it is, its name, its schema as JSON, what it means.
-type Parameter = (&'static str, &'static str, &'static str, &'static str);
+pub(crate) type Parameter = (&'static str, &'static str, &'static str, &'static str);
 
 const ID: Parameter = ("path", "id", r#"{"type": "string", "pattern": "^u[0-9]{1,19}$"}"#, "Id of an update.");
 const NUMBER: Parameter =
@@ -54,7 +54,7 @@ const KEY: Parameter = (
 );
 
 /// One operation.
-struct Operation {
+pub(crate) struct Operation {
     method: &'static str,
     path: &'static str,
     id: &'static str,
@@ -71,43 +71,43 @@ struct Operation {
 }
 
 impl Operation {
-    const fn new(method: &'static str, path: &'static str, id: &'static str, summary: &'static str) -> Self {
+    pub(crate) const fn new(method: &'static str, path: &'static str, id: &'static str, summary: &'static str) -> Self {
         let (parameters, media) = (&[] as &[Parameter], "application/json");
         let (body, status, says, answer) = (None, 204, "Done.", None);
         Self { method, path, id, summary, parameters, body, status, says, media, answer, also: &[] }
     }
 
-    const fn gives(mut self, answer: Shape, says: &'static str) -> Self {
+    pub(crate) const fn gives(mut self, answer: Shape, says: &'static str) -> Self {
         (self.status, self.answer, self.says) = (200, Some(answer), says);
         self
     }
 
-    const fn takes(mut self, body: Shape) -> Self {
+    pub(crate) const fn takes(mut self, body: Shape) -> Self {
         self.body = Some((false, body));
         self
     }
 
-    const fn needs(mut self, body: Shape) -> Self {
+    pub(crate) const fn needs(mut self, body: Shape) -> Self {
         self.body = Some((true, body));
         self
     }
 
-    const fn also(mut self, also: &'static [(u16, &'static str, Option<Shape>)]) -> Self {
+    pub(crate) const fn also(mut self, also: &'static [(u16, &'static str, Option<Shape>)]) -> Self {
         self.also = also;
         self
     }
 
-    const fn with(mut self, parameters: &'static [Parameter]) -> Self {
+    pub(crate) const fn with(mut self, parameters: &'static [Parameter]) -> Self {
         self.parameters = parameters;
         self
     }
 
-    const fn status(mut self, status: u16) -> Self {
+    pub(crate) const fn status(mut self, status: u16) -> Self {
         self.status = status;
         self
     }
 
-    const fn media(mut self, media: &'static str) -> Self {
+    pub(crate) const fn media(mut self, media: &'static str) -> Self {
         self.media = media;
         self
     }
@@ -294,6 +294,12 @@ fn operation(of: &Operation, schemas: &mut SchemaGenerator) -> Value {
 
 /// The document.
 pub(crate) fn document() -> Value {
+    let summary = "The operator's API of one sandbox: HTTP/1.1 over a Unix socket, for root only.";
+    describe(OPERATIONS, "Molt", summary, ("http://localhost", "/run/molt/molt.sock"))
+}
+
+/// A document of these operations.
+pub(crate) fn describe(operations: &[Operation], title: &str, summary: &str, server: (&str, &str)) -> Value {
     let mut schemas = SchemaSettings::draft2020_12()
         .with(|settings| {
             settings.definitions_path = "/components/schemas".into();
@@ -301,7 +307,7 @@ pub(crate) fn document() -> Value {
         })
         .into_generator();
     let mut paths = Map::new();
-    for of in OPERATIONS {
+    for of in operations {
         let described = operation(of, &mut schemas);
         if let Some(methods) = paths.entry(of.path).or_insert_with(|| json!({})).as_object_mut() {
             methods.insert(of.method.to_owned(), described);
@@ -310,12 +316,12 @@ pub(crate) fn document() -> Value {
     json!({
         "openapi": "3.1.0",
         "info": {
-            "title": "Molt",
+            "title": title,
             "version": "1",
-            "summary": "The operator's API of one sandbox: HTTP/1.1 over a Unix socket, for root only.",
+            "summary": summary,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "servers": [{"url": "http://localhost", "description": "/run/molt/molt.sock"}],
+        "servers": [{"url": server.0, "description": server.1}],
         "paths": paths,
         "components": {"schemas": schemas.take_definitions(true)},
     })

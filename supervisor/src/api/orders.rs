@@ -70,8 +70,13 @@ pub(super) async fn history(State(handle): State<Handle>, request: Request) -> R
     let (mut kind, mut after, mut limit) = (None, 0, LINES);
     for pair in request.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=') {
-            Some(("kind", one)) if one.bytes().all(|byte| byte.is_ascii_alphabetic()) => kind = Some(one.to_owned()),
-            Some(("after", one)) => after = number(one).ok_or_else(|| wrong("after must be a whole number"))?,
+            Some(("kind", one)) if !one.is_empty() && one.bytes().all(|byte| byte.is_ascii_alphabetic()) => {
+                kind = Some(one.to_owned());
+            }
+            Some(("after", one)) => {
+                let why = "after must be a whole number below 2^53";
+                after = number(one).filter(|number| *number < 1 << 53).ok_or_else(|| wrong(why))?;
+            }
             Some(("limit", one)) => {
                 let many = number(one).ok_or_else(|| wrong("limit must be a whole number"))?;
                 limit = usize::try_from(many).unwrap_or(LINES);

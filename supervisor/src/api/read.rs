@@ -2,9 +2,10 @@
 //!
 //! In: the snapshot. Out: documents. Must not: wait for the dispatcher; a busy one must not make the status hang.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use axum::{
+    Extension,
     extract::{Path, Query, State, rejection::QueryRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
@@ -19,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     answer::{Refused, json},
     change::ask,
+    peer::Peer,
     terms,
 };
 use crate::command::{Command, Handle, View};
@@ -45,11 +47,27 @@ fn view(handle: &Handle) -> Arc<View> {
     view
 }
 
+/// Takes the values of the workload's environment out of a spec.
+fn hide(spec: &mut serde_json::Value) {
+    let env = spec.pointer_mut("/workload/env").and_then(serde_json::Value::as_array_mut);
+    for variable in env.into_iter().flatten().filter_map(serde_json::Value::as_object_mut) {
+        variable.remove("value");
+    }
+}
+
 /// `GET /v1/status`, with an entity tag over the whole document.
-pub(super) async fn status(State(handle): State<Handle>, headers: HeaderMap) -> Response {
+pub(super) async fn status(
+    State(handle): State<Handle>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+) -> Response {
     let view = view(&handle);
-    let mut response = json(StatusCode::OK, &view.document);
-    let Ok(text) = serde_json::to_vec(&view.document) else { return response };
+    let mut shown = Cow::Borrowed(&view.document);
+    if !peer.sees_secrets() {
+        hide(&mut shown.to_mut().spec);
+    }
+    let mut response = json(StatusCode::OK, &*shown);
+    let Ok(text) = serde_json::to_vec(&*shown) else { return response };
     let hex = Digest::from_bytes(Sha256::digest(&text).into()).hex();
     let text = terms::tag(&view.revision, &hex);
     let Ok(tag) = HeaderValue::try_from(&text) else { return response };

@@ -5,16 +5,21 @@
 use std::time::Duration;
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::{MatchedPath, Request, State},
-    http::{StatusCode, header},
+    http::{Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{delete, get, post, put},
 };
-use molt_core::code::Code;
+use molt_core::{code::Code, spec::Role};
 
-use super::{answer::Refused, change, exec, openapi, orders, peer::Peer, read, stream};
+use super::{
+    answer::Refused,
+    change, exec, openapi, orders,
+    peer::{Need, Peer},
+    read, stream,
+};
 use crate::{command::Handle, store::audit::Audit};
 
 const REQUEST_TIME: Duration = Duration::from_secs(30);
@@ -45,13 +50,46 @@ pub(super) fn router(handle: Handle) -> Router {
         .route("/v1/orders", post(orders::order))
         .route("/v1/history", get(orders::history))
         .route("/v1/history/verify", get(orders::verify))
-        .route_layer(middleware::from_fn_with_state(REQUEST_TIME, in_time));
+        .route_layer(middleware::from_fn(in_time));
     let long = Router::new()
         .route("/v1/events", get(stream::events))
         .route("/v1/logs", get(stream::logs))
         .route("/v1/exec", post(exec::start));
-    short
-        .merge(long)
+    finish(short.merge(long).route_layer(middleware::from_fn(enforce)), handle)
+}
+
+/// What each route wants of whoever asks: the one table. What is not in it is the operator's.
+fn need(method: &Method, path: &str) -> Need {
+    match (method.as_str(), path) {
+        (
+            "GET" | "HEAD",
+            "/livez" | "/readyz" | "/metrics" | "/v1/openapi.json" | "/v1/status" | "/v1/bad" | "/v1/difference"
+            | "/v1/updates" | "/v1/updates/{id}" | "/v1/generations" | "/v1/generations/{number}",
+        )
+        | ("GET", "/v1/events")
+        // What an order may is said by the key that signed it, whoever brings it.
+        | ("POST", "/v1/orders") => Need::Role(Role::Read),
+        (
+            "POST",
+            "/v1/updates" | "/v1/updates/{id}/cancel" | "/v1/rollback" | "/v1/apply" | "/v1/confirm" | "/v1/reject",
+        )
+        | ("PUT" | "DELETE", "/v1/hold") => Need::Role(Role::Update),
+        _ => Need::Operator,
+    }
+}
+
+/// Refuses what is not the peer's to ask for.
+async fn enforce(Extension(peer): Extension<Peer>, path: MatchedPath, request: Request, next: Next) -> Response {
+    if peer.may(need(request.method(), path.as_str())) {
+        return next.run(request).await;
+    }
+    let why = format!("{} {} is not for {}", request.method(), path.as_str(), peer.by());
+    Refused::with_status(StatusCode::FORBIDDEN, Code::Unauthorized, why).into_response()
+}
+
+/// What holds for every router: an answer for every path and method, and no browsers.
+pub(super) fn finish(router: Router<Handle>, handle: Handle) -> Router {
+    router
         .fallback(async || Refused::new(Code::NotFound, "there is no such path; docs/API.md lists them"))
         .method_not_allowed_fallback(async || {
             Refused::with_status(StatusCode::METHOD_NOT_ALLOWED, Code::Invalid, "the path does not take this method")
@@ -61,13 +99,14 @@ pub(super) fn router(handle: Handle) -> Router {
         .with_state(handle)
 }
 
-async fn in_time(State(limit): State<Duration>, request: Request, next: Next) -> Response {
-    match tokio::time::timeout(limit, next.run(request)).await {
+/// An answer within [`REQUEST_TIME`].
+pub(super) async fn in_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_TIME, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Refused::with_status(
             StatusCode::GATEWAY_TIMEOUT,
             Code::DeadlineExceeded,
-            format!("no answer in {} s; what was asked for may still happen: see molt status", limit.as_secs()),
+            format!("no answer in {} s; what was asked for may still happen: see molt status", REQUEST_TIME.as_secs()),
         )
         .into_response(),
     }

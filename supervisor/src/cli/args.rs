@@ -10,6 +10,8 @@ use molt_core::{
     spec::Span,
 };
 
+use super::fault::Fault;
+
 /// Runs a daemon and updates it in place: a new image, the same sandbox.
 #[derive(Debug, Parser)]
 #[command(name = "molt", version, about, max_term_width = 100, disable_help_subcommand = true)]
@@ -17,6 +19,12 @@ pub(crate) struct Args {
     /// Operator socket [default: /run/molt/molt.sock].
     #[arg(long, global = true, env = "MOLT_SOCKET", value_name = "PATH", hide_env_values = true)]
     pub(crate) socket: Option<PathBuf>,
+    /// Talk to a gateway and not to a supervisor: update, rollback, get, history.
+    #[arg(long, global = true, env = "MOLT_GATEWAY", value_name = "URL", hide_env_values = true)]
+    pub(crate) gateway: Option<String>,
+    /// Folder with what proves who you are to the gateway: certificate.pem and key.pem, or token; and ca.pem.
+    #[arg(long, global = true, env = "MOLT_GATEWAY_CONFIG", value_name = "DIR", hide_env_values = true)]
+    pub(crate) gateway_config: Option<PathBuf>,
     /// How to print data.
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     pub(crate) output: Format,
@@ -94,6 +102,8 @@ pub(crate) enum Command {
     },
     /// Updates and unconfined commands so far.
     History {
+        /// Of which sandbox; with --gateway only.
+        name: Option<String>,
         /// Everything that is written down: requests, orders and what was refused, too.
         #[arg(short, long)]
         all: bool,
@@ -103,6 +113,16 @@ pub(crate) enum Command {
         /// Check that no line was changed, taken out or put in.
         #[arg(long, conflicts_with_all = ["all", "kind"])]
         verify: bool,
+    },
+    /// What a gateway knows of its sandboxes, or of one; with --gateway only.
+    Get {
+        /// Which.
+        name: Option<String>,
+    },
+    /// A gateway of one's own, and what it takes.
+    Gateway {
+        #[command(subcommand)]
+        command: GatewayCommand,
     },
     /// A generation, as in 3, or an update, as in u7.
     Show {
@@ -243,8 +263,13 @@ impl Wait {
 #[derive(Debug, Group)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own on the command line")]
 pub(crate) struct UpdateArgs {
-    /// HOST/PATH[:TAG][@DIGEST], or oci:PATH[:TAG] for a layout in the supervisor's root.
-    pub(crate) image: String,
+    /// HOST/PATH[:TAG][@DIGEST], or oci:PATH[:TAG] for a layout in the supervisor's root; with --gateway, the name of the
+    /// sandbox before it.
+    #[arg(value_name = "[NAME] IMAGE", num_args = 1..=2, required_unless_present = "image")]
+    words: Vec<String>,
+    /// The image, where that is clearer.
+    #[arg(long = "image", value_name = "IMAGE")]
+    image: Option<String>,
     /// New policy, read here and sent along.
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: Option<PathBuf>,
@@ -267,9 +292,81 @@ pub(crate) struct UpdateArgs {
     pub(crate) allow_wider: bool,
 }
 
+impl UpdateArgs {
+    /// Name of the sandbox, if one is given, and the image.
+    pub(crate) fn target(&self) -> Result<(Option<String>, String), Fault> {
+        match (self.words.as_slice(), &self.image) {
+            ([image], None) | ([], Some(image)) => Ok((None, image.clone())),
+            ([name, image], None) | ([name], Some(image)) => Ok((Some(name.clone()), image.clone())),
+            ([], None) => Err(Fault::Usage("which image? molt update IMAGE".to_owned())),
+            _ => Err(Fault::Usage("the image is given twice".to_owned())),
+        }
+    }
+}
+
+/// `molt gateway`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum GatewayCommand {
+    /// Serve a gateway for a handful of sandboxes, by TLS 1.3.
+    Serve(ServeArgs),
+    /// Make an authority and what it vouches for; what is there is left alone.
+    Init {
+        /// Where.
+        folder: PathBuf,
+        /// Name or address by which the gateway is called; may be given more than once [default: localhost, 127.0.0.1].
+        #[arg(long, value_name = "HOST")]
+        host: Vec<String>,
+        /// A sandbox; may be given more than once.
+        #[arg(long, value_name = "NAME")]
+        sandbox: Vec<String>,
+        /// An operator; may be given more than once [default: admin].
+        #[arg(long, value_name = "NAME")]
+        operator: Vec<String>,
+    },
+    /// Make a bearer token, and print it; the gateway keeps its hash.
+    Token {
+        /// The gateway's store.
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// For which sandbox.
+        name: String,
+        /// For an operator of that name.
+        #[arg(long)]
+        operator: bool,
+    },
+}
+
+/// `molt gateway serve`.
+#[derive(Debug, Group)]
+pub(crate) struct ServeArgs {
+    /// A folder of molt gateway init, in place of what follows.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where to keep what is wanted and what was told.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    /// Where to listen.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: std::net::SocketAddr,
+    /// The gateway's certificate, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) certificate: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Authorities that vouch for sandboxes and operators, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) client_ca: Option<PathBuf>,
+    /// Operators to let in; every one with a certificate where absent.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(crate) operators: Vec<String>,
+}
+
 /// `molt rollback`.
 #[derive(Debug, Group)]
 pub(crate) struct RollbackArgs {
+    /// Of which sandbox; with --gateway only.
+    pub(crate) name: Option<String>,
     /// Generation to go to; the previous one where absent.
     #[arg(long, value_name = "N")]
     pub(crate) to: Option<Generation>,

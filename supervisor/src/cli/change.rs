@@ -31,10 +31,13 @@ const NO_BODY: Option<&()> = None;
 
 /// `molt update`.
 pub(crate) async fn update(printer: Printer, client: &Client, args: UpdateArgs) -> Result<u8, Fault> {
+    let (None, image) = args.target()? else {
+        return Err(Fault::Usage("sandboxes have names with a gateway: --gateway URL".to_owned()));
+    };
     let policy = args.policy.as_deref().map(read).transpose()?;
     // Not `UpdateRequest`: the reference goes as it was typed, for the supervisor to read.
     let mut request = serde_json::json!({
-        "image": args.image,
+        "image": image,
         "stageOnly": args.stage_only,
         "force": args.force,
         "allowWider": args.allow_wider,
@@ -100,6 +103,11 @@ pub(crate) async fn policy_diff(
 
 /// `molt rollback`.
 pub(crate) async fn rollback(printer: Printer, client: &Client, args: RollbackArgs) -> Result<u8, Fault> {
+    if args.name.is_some() {
+        return Err(Fault::Usage(
+            "sandboxes have names with a gateway: --gateway URL; a generation is --to N".to_owned(),
+        ));
+    }
     let request = RollbackRequest { to: args.to, reason: args.reason };
     let accepted = client.call(Method::POST, "/v1/rollback", Some(&request)).await?;
     end(printer, client, accepted, args.wait, Until::Decision, exit_status).await

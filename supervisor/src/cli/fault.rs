@@ -129,7 +129,7 @@ impl std::fmt::Display for Fault {
                 write!(f, "\n{}", next(problem.code))
             }
             Self::Broken(why) => {
-                write!(f, "the supervisor's answer could not be read: {why}\n")?;
+                writeln!(f, "the supervisor's answer could not be read: {why}")?;
                 f.write_str("what was asked for may have been done; what runs, runs on: molt status")
             }
             Self::Local(why) => write!(f, "{why}\nwhat runs, runs on: molt status"),

@@ -13,6 +13,7 @@ pub(crate) mod client;
 mod exec;
 mod fault;
 mod follow;
+mod gateway;
 mod look;
 mod past;
 mod print;
@@ -60,7 +61,11 @@ pub(crate) fn run(args: Args) -> u8 {
         Command::Policy { command: Policy::Schema } => check::policy_schema(printer),
         Command::Spec { command: Spec::Check { file } } => check::spec(printer, &file),
         Command::Spec { command: Spec::Schema } => check::spec_schema(printer),
-        command => online(printer, args.socket.as_deref(), command),
+        Command::Gateway { command } => gateway::local(printer, command),
+        command => match &args.gateway {
+            Some(url) => block_on(gateway::run(printer, url, args.gateway_config.as_deref(), command)),
+            None => online(printer, args.socket.as_deref(), command),
+        },
     };
     result.unwrap_or_else(|fault| {
         printer.fault(&fault);
@@ -70,17 +75,21 @@ pub(crate) fn run(args: Args) -> u8 {
 
 fn online(printer: Printer, socket: Option<&Path>, command: Command) -> Result<u8, Fault> {
     let client = Client::new(socket.unwrap_or(Path::new(SOCKET)));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Fault::Local(format!("failed to start: {error}")))?;
-    runtime.block_on(async {
+    block_on(async {
         let result = ask(printer, &client, command).await;
         match result {
             Err(Fault::Problem(problem)) => Err(Fault::Problem(with_what_runs(&client, problem).await)),
             result => result,
         }
     })
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Fault::Local(format!("failed to start: {error}")))?;
+    runtime.block_on(work)
 }
 
 /// A refusal, with what runs all the same: a person who reads it wants to know that first.
@@ -111,6 +120,9 @@ async fn ask(printer: Printer, client: &Client, command: Command) -> Result<u8, 
         Command::Bad { command: Bad::List } => look::bad(printer, client).await,
         Command::Bad { command: Bad::Remove { digest } } => change::forget(client, digest).await,
         Command::Status { watch } => look::status(printer, client, watch).await,
+        Command::History { name: Some(_), .. } | Command::Get { .. } => {
+            Err(Fault::Usage("sandboxes have names with a gateway: --gateway URL".to_owned()))
+        }
         Command::History { verify: true, .. } => past::verify(printer, client).await,
         Command::History { all: false, kind: None, .. } => look::history(printer, client).await,
         Command::History { kind, .. } => past::lines(printer, client, kind).await,
@@ -124,6 +136,7 @@ async fn ask(printer: Printer, client: &Client, command: Command) -> Result<u8, 
         Command::Init(_)
         | Command::Policy { .. }
         | Command::Spec { .. }
+        | Command::Gateway { .. }
         | Command::Doctor
         | Command::Demo { .. }
         | Command::Completions { .. }
@@ -142,16 +155,13 @@ fn completions(shell: clap_complete::Shell) -> Result<u8, Fault> {
 /// Pages of the manual: all of them into a folder, or that of `molt` itself on standard output.
 fn man(folder: Option<&Path>) -> Result<u8, Fault> {
     let failed = |error: std::io::Error| Fault::Local(format!("failed to write the pages: {error}"));
-    match folder {
-        Some(folder) => {
-            std::fs::create_dir_all(folder).map_err(failed)?;
-            clap_mangen::generate_to(Args::command(), folder).map_err(failed)?;
-        }
-        None => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(Args::command()).render(&mut page).map_err(failed)?;
-            print::out(&page)?;
-        }
+    if let Some(folder) = folder {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+        clap_mangen::generate_to(Args::command(), folder).map_err(failed)?;
+    } else {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(Args::command()).render(&mut page).map_err(failed)?;
+        print::out(&page)?;
     }
     Ok(0)
 }

@@ -146,8 +146,7 @@ fn bad(status: &Status) -> Option<String> {
 /// Whether a condition is as it should be. One that moves during every update is no news either.
 fn is_fine(condition: &Condition) -> bool {
     match condition.r#type.as_str() {
-        "Progressing" => true,
-        "Trial" | "Staged" | "Held" => true,
+        "Progressing" | "Trial" | "Staged" | "Held" => true,
         "Degraded" | "DefaultIdentity" | "Drifted" | "Fallback" | "JournalReset" | "RunsAsRoot" => {
             condition.status == "False"
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use molt_core::{
     code::Code,
     ids::{Digest, UpdateId},
+    journal::Revision,
     machine::{Event, Phase, Target},
     memory::Held,
     wire::{Accepted, Collected, Expected, PlanView, Problem, UpdateRequest},
@@ -66,7 +67,22 @@ impl Dispatcher {
             }
             Command::ForgetBad { digest, by, reply } => drop(reply.send(self.forget(digest, &by))),
             Command::Order { jws, policy, by, reply } => self.read_order(jws, policy, by, reply),
+            Command::Reread { by } => self.reread(by),
+            Command::Own { instance, wish, by, reply } => drop(reply.send(self.wish(instance, wish, by))),
+            Command::Revision { revision, command } => self.act_on(revision, *command),
+            Command::Reached { gateway } => self.gateway = Some(gateway),
             Command::Exec { options, by, reply } => self.exec(options, by, reply),
+        }
+    }
+
+    /// Takes what a gateway wants: the slot that makes the number of its update durable says which revision it is for.
+    fn act_on(&mut self, revision: Revision, command: Command) {
+        let (before, number) = (self.state.slot.revision.clone(), self.state.next_update);
+        self.state.slot.revision = Some(Revision { update: UpdateId(number), done: false, ..revision });
+        self.command(command);
+        // Nothing came of it.
+        if self.state.next_update == number {
+            self.state.slot.revision = before;
         }
     }
 
@@ -92,7 +108,7 @@ impl Dispatcher {
         accepted
     }
 
-    fn nudge(&mut self, possible: bool, event: Event, by: &str, why: &str) -> Result<Accepted, Problem> {
+    pub(super) fn nudge(&mut self, possible: bool, event: Event, by: &str, why: &str) -> Result<Accepted, Problem> {
         let attempt = self.state.attempt.as_ref().filter(|_| possible);
         let Some(id) = attempt.map(|attempt| attempt.id) else {
             self.context.audit.refused(by, &format!("{event:?}").to_lowercase(), Code::Busy.as_str(), None);

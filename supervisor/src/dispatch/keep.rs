@@ -123,7 +123,7 @@ impl Dispatcher {
     }
 
     /// Writes what is remembered, now or after the gap. What cannot be written is known as long as Molt runs.
-    fn save(&mut self) {
+    pub(super) fn save(&mut self) {
         if self.quiet() {
             self.forgetful = true;
         } else if let Err(why) = self.remembered.save() {
@@ -167,7 +167,7 @@ impl Dispatcher {
         let view = view(hold);
         let why = hold.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
         let text = format!("{what}: {} holds updates until {}{why}; `molt release` ends that", hold.owner, view.until);
-        let (hold, ttl_ms) = (Some(view), Some(hold.left_ms(clock::unix_ms())));
+        let (hold, ttl_ms) = (Some(Box::new(view)), Some(hold.left_ms(clock::unix_ms())));
         Some(Problem { hold, ttl_ms, ..Problem::new(Code::Held, text) })
     }
 

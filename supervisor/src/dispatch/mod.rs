@@ -7,7 +7,9 @@ mod commands;
 mod exec;
 mod keep;
 mod order;
+mod own;
 mod perform;
+mod spec;
 mod view;
 
 use std::{
@@ -50,6 +52,8 @@ pub(crate) enum Brought {
     Alone(Tidy, crate::command::Reply<molt_core::wire::Collected>),
     /// A signed order was read.
     Order(Box<order::Read>),
+    /// The spec was read again for somebody, or could not be taken.
+    Spec(String, Result<Box<spec::Reread>, String>),
 }
 
 /// How long PID 1 waits for output that is still in its pipes when it exits.
@@ -97,7 +101,9 @@ pub(crate) struct Dispatcher {
     put_off: VecDeque<Command>,
     now: Now,
     /// Signed orders that are being read.
-    reading: usize,
+    unread_orders: usize,
+    reading: spec::Reading,
+    wishes: own::Wishes,
     answers: mpsc::UnboundedSender<Event>,
     brought: mpsc::UnboundedSender<Brought>,
     view: watch::Sender<Arc<View>>,
@@ -105,6 +111,8 @@ pub(crate) struct Dispatcher {
     history: VecDeque<UpdateView>,
     /// What the confinement of the generation armed last lacks.
     degraded: Vec<String>,
+    /// Whether the gateway answers, where there is one and it was called.
+    gateway: Option<Result<(), String>>,
     exit: Option<i32>,
 }
 
@@ -156,13 +164,16 @@ impl Dispatcher {
             forgetful: false,
             put_off: VecDeque::new(),
             now: start.now,
-            reading: 0,
+            unread_orders: 0,
+            reading: spec::Reading::default(),
+            wishes: own::Wishes::default(),
             answers: start.answers,
             brought: start.brought,
             view: start.view,
             board: view::Board::new(start.facts),
             history: start.history,
             degraded: Vec::new(),
+            gateway: None,
             exit: None,
         }
     }
@@ -293,11 +304,15 @@ impl Dispatcher {
     fn asked(&mut self, asked: Asked) {
         match asked {
             Asked::Stop(signal) => self.take(Event::Terminate { signal }),
-            Asked::Forward(signal) => {
-                if let Some(live) = self.state.serving.and_then(|run| self.live.get(&run.instance)) {
-                    live.init.signal(signal);
-                }
-            }
+            Asked::Hangup { pid, uid } => self.hangup(pid, uid),
+            Asked::Forward(signal) => self.forward(signal),
+        }
+    }
+
+    /// Passes a signal on to the workload.
+    fn forward(&self, signal: i32) {
+        if let Some(live) = self.state.serving.and_then(|run| self.live.get(&run.instance)) {
+            live.init.signal(signal);
         }
     }
 }

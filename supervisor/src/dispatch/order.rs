@@ -40,7 +40,7 @@ impl Dispatcher {
             self.context.audit.refused(&by, "order", problem.code.as_str(), None);
             return drop(reply.send(Err(problem)));
         }
-        self.reading += 1;
+        self.unread_orders += 1;
         let (context, brought) = (std::sync::Arc::clone(&self.context), self.brought.clone());
         drop(tokio::spawn(async move {
             let read = move || token::verify(&context.spec.orders, &jws, policy);
@@ -67,7 +67,7 @@ impl Dispatcher {
         if self.state.phase.past_signal() {
             return later("a workload is being stopped and another one started, and nothing else is written meanwhile");
         }
-        if self.reading >= READING {
+        if self.unread_orders >= READING {
             return later("other orders are being read");
         }
         Ok(())
@@ -75,7 +75,7 @@ impl Dispatcher {
 
     /// Judges an order that was read, makes it durable, and acts on it.
     pub(super) fn ordered(&mut self, read: Read) {
-        self.reading = self.reading.saturating_sub(1);
+        self.unread_orders = self.unread_orders.saturating_sub(1);
         let Read { signed, by, reply } = read;
         let answer = match signed {
             Ok(signed) => {

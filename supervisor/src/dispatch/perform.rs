@@ -131,7 +131,7 @@ impl Dispatcher {
         if let Some(policy) = &attempt.policy {
             return policy.clone();
         }
-        if attempt.kind == Kind::Boot || attempt.spec.is_some() {
+        if attempt.kind == Kind::Boot {
             return self.context.policy.clone();
         }
         self.policy_in_force()
@@ -215,6 +215,7 @@ impl Dispatcher {
             Brought::Order(read) => self.ordered(*read),
             Brought::Resolved(id, Err(fault)) | Brought::Fetched(id, Err(fault)) => self.take(failed(id, fault)),
             Brought::Alone(alone, reply) => self.collect_alone(alone, reply),
+            Brought::Spec(by, result) => self.read_again(by, result),
             Brought::Armed(run, result) => {
                 self.arming.remove(&run.instance);
                 let result = match result {

@@ -25,6 +25,8 @@ pub(crate) struct Facts {
     pub(crate) not_durable: Vec<String>,
     /// The journal was damaged, and what was done about it.
     pub(crate) journal_reset: Option<String>,
+    /// The spec on disk, or a part of it, is not what is in force: a reason, and a message.
+    pub(crate) spec_ignored: Option<(&'static str, String)>,
 }
 
 /// What conditions looked like last.
@@ -34,6 +36,8 @@ pub(super) struct Board {
     since: HashMap<&'static str, (String, String)>,
     revision: u64,
     last: Option<Key>,
+    /// The spec, as it was read last.
+    shown: Option<serde_json::Value>,
 }
 
 /// What a snapshot is made from, cheap to compare.
@@ -43,11 +47,24 @@ struct Key {
     said: Option<String>,
     updates: usize,
     hold: Option<HoldView>,
+    read: u64,
+    spec_ignored: Option<(&'static str, String)>,
+    gateway: Option<Result<(), String>>,
 }
 
 impl Board {
     pub(super) fn new(facts: Facts) -> Self {
-        Self { facts, since: HashMap::new(), revision: 1, last: None }
+        Self { facts, since: HashMap::new(), revision: 1, last: None, shown: None }
+    }
+
+    /// What of the spec on disk is not in force, and why.
+    pub(super) fn ignore(&mut self, why: Option<(&'static str, String)>) {
+        self.facts.spec_ignored = why;
+    }
+
+    /// What the spec asks for now: its image and policy. The rest of the document is what is in force.
+    pub(super) fn show(&mut self, spec: &serde_json::Value) {
+        self.shown = Some(spec.clone());
     }
 
     fn condition(&mut self, name: &'static str, yes: bool, reason: &str, message: String) -> Condition {
@@ -96,7 +113,7 @@ pub(crate) fn empty_view(name: &str, spec: serde_json::Value) -> Arc<View> {
         spec,
         status,
     };
-    Arc::new(View { document, generations: Vec::new(), updates: Vec::new(), revision: String::new() })
+    Arc::new(View { document, generations: Vec::new(), updates: Vec::new(), revision: String::new(), acted: None })
 }
 
 impl Dispatcher {
@@ -118,6 +135,9 @@ impl Dispatcher {
             said: self.serving().and_then(|live| live.said.borrow().status.clone()),
             updates: self.history.len() + self.history.back().map_or(0, |view| usize::try_from(view.id.0).unwrap_or(0)),
             hold: self.hold_view(),
+            read: self.remembered.facts.revision,
+            spec_ignored: self.board.facts.spec_ignored.clone(),
+            gateway: self.gateway.clone(),
         };
         if self.board.last.as_ref() == Some(&key) {
             return;
@@ -189,11 +209,21 @@ impl Dispatcher {
             orders: self.orders_view(),
             molt_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
+        let mut document = Document { status, ..old.document.clone() };
+        if let Some(shown) = self.board.shown.take() {
+            for name in ["image", "policy", "policyFile"] {
+                let new = shown.get(name).cloned().unwrap_or_default();
+                if let Some(fields) = document.spec.as_object_mut() {
+                    fields.insert(name.to_owned(), new);
+                }
+            }
+        }
         View {
-            document: Document { status, ..old.document.clone() },
+            document,
             generations: self.state.known.values().map(molt_core::generation::Record::view).collect(),
             updates,
             revision: self.revision(),
+            acted: self.state.slot.revision.clone(),
         }
     }
 
@@ -237,6 +267,7 @@ impl Dispatcher {
         let revision = self.remembered.facts.revision;
         let held = self.hold_view();
         let drifted = self.drifted();
+        let gateway = self.gateway.clone();
         let board = &mut self.board;
         board.revision = revision;
         let mut all = vec![
@@ -264,11 +295,11 @@ impl Dispatcher {
         let trial = state.slot.trial.as_ref().map(|trial| format!("generation {} must prove itself", trial.generation));
         let staged = state.attempt.as_ref().filter(|_| phase == Phase::Held).and_then(|attempt| attempt.to);
         let staged = staged.map(|to| format!("generation {to} is ready to be started"));
-        let hold = held.map(|hold| format!("{} until {}", hold.owner, hold.until));
+        let until = held.map(|hold| format!("{} until {}", hold.owner, hold.until));
         for (name, said, yes, no) in [
             ("Trial", trial, "Unproven", "Proven"),
             ("Staged", staged, "Waits", "NothingStaged"),
-            ("Held", hold, "Held", "NotHeld"),
+            ("Held", until, "Held", "NotHeld"),
             ("Drifted", drifted, "OtherImage", "AsTheSpec"),
         ] {
             all.push(board.condition(
@@ -293,6 +324,13 @@ impl Dispatcher {
                 "{why}; {runs} runs in its place. `molt rollback --to {confirmed}` tries it again, `molt update` another"
             );
             all.push(board.condition("Fallback", true, "ConfirmedCannotRun", message));
+        }
+        if let Some((reason, message)) = facts.spec_ignored {
+            all.push(board.condition("SpecIgnored", true, reason, message));
+        }
+        if let Some(reached) = gateway {
+            let (reason, message) = reached.map_or_else(|why| ("Away", why), |()| ("Reached", String::new()));
+            all.push(board.condition("Gateway", reason == "Reached", reason, message));
         }
         if let Some(message) = facts.journal_reset {
             all.push(board.condition("JournalReset", true, "JournalUnreadable", message));

@@ -35,11 +35,13 @@ use tokio::sync::{oneshot, watch};
 
 use super::{Answers, Context, Fault, confine, plan::Policy};
 use crate::{
+    api::Door,
     observe::output::Stream,
     preflight,
     rootfs::{LetGoAside, RootError, Rootfs, Tree, users},
     timer::{Instant, timeout_at},
     workload::{
+        door::Socket,
         notify::{Notify, Said},
         pump::pump,
         run::{Init, Live, Place, hear},
@@ -94,6 +96,11 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
     let (notify, socket) = Notify::bind(&context.run, order.run.instance)
         .map_err(|error| Fault::new(Code::Internal, format!("failed to make the notify socket: {error}")))?;
     let socket = clone_file(&socket).map_err(internal)?;
+    let door = context.spec.api.workload.is_some().then(|| Socket::bind(&context.run, order.run.instance)).transpose();
+    let door =
+        door.map_err(|error| Fault::new(Code::Internal, format!("failed to make the workload's socket: {error}")))?;
+    let (door, door_node) = door.unzip();
+    let door_node = door_node.map(|node| clone_file(&node)).transpose().map_err(internal)?;
     let spec = sealed(&prepared.launch).map_err(internal)?;
     let pipe = || pipe_with(PipeFlags::CLOEXEC);
     let Streams { stdin, stdout, stderr, ours } = streams(context.spec.workload.tty).map_err(internal)?;
@@ -114,6 +121,7 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
         exec_write.as_fd(),
         socket.as_fd(),
     ];
+    fds.extend(door_node.as_ref().map(|node| node.as_fd()));
     fds.extend(prepared.tree.late.iter().map(|(_, mount)| mount.as_fd()));
     fds.extend(prepared.proc.as_ref().map(|proc| proc.as_fd()));
     if fds.len() > Fds::MAX {
@@ -121,7 +129,7 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
     }
     molt_sys::socket::send(&control, b"launch", &fds).map_err(sys)?;
     drop(fds);
-    drop((stdout, stderr, gate_read, exec_write, socket, spec, stdin));
+    drop((stdout, stderr, gate_read, exec_write, socket, door_node, spec, stdin));
     rustix::io::ioctl_fionbio(&control, true).map_err(internal)?;
 
     let (said_sender, said) = watch::channel(Said::default());
@@ -153,6 +161,11 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
         context.events.publish(order.update, What::Warning { message });
     }
     let init = Arc::new(init);
+    if let Some(door) = door {
+        let own =
+            own_door(order.run, &in_force.report, prepared.launch.identity.nested, &namespaces).map_err(internal)?;
+        tokio::spawn(door.serve(context.handle.clone(), own, init.gone()));
+    }
     let live = Live {
         run: order.run,
         record: order.record,
@@ -169,6 +182,14 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
     };
     tokio::spawn(init.follow(order.run, answers));
     Ok(live)
+}
+
+/// Whom the workload's socket of a run serves.
+fn own_door(run: Run, report: &Report, nested: bool, namespaces: &[OwnedFd]) -> rustix::io::Result<Door> {
+    let place = NAMESPACES.iter().position(|name| *name == "pid").and_then(|place| namespaces.get(place));
+    let pid_namespace = fstat(place.ok_or(Errno::INVAL)?)?.st_ino;
+    let uid = (!nested).then_some(report.uid);
+    Ok(Door { instance: run.instance, generation: run.generation, uid, pid_namespace })
 }
 
 /// Whoever prepares a root and has not come back; a mount that never answers keeps its thread for ever.
@@ -388,6 +409,7 @@ fn prepare(context: &Context, record: &Record, policy: &str, rootfs: &Rootfs) ->
         late_mounts: tree.late.iter().map(|(target, _)| LateMount { target: target.clone() }).collect(),
         proc: context.proc,
         notify: true,
+        door: spec.api.workload.is_some(),
         tty: spec.workload.tty,
         oom_score_adj: spec.workload.oom_score_adj,
     };

@@ -24,7 +24,7 @@ use crate::{
     observe::{events::EventLog, output::OutputRing},
     rootfs::Parts,
     store::{Store, audit::Audit},
-    triggers::signal::Reaped,
+    triggers::{signal::Reaped, spec::Source},
     workload::shim::Shim,
 };
 
@@ -38,6 +38,8 @@ pub(crate) struct Context {
     pub(crate) spec: Spec,
     /// Policy of the spec, as text: empty for the default, `unconfined`, or YAML.
     pub(crate) policy: String,
+    /// Where the spec comes from.
+    pub(crate) source: Source,
     /// The store, if there is one.
     pub(crate) store: Option<Arc<Store>>,
     /// Mounts held since boot.
@@ -48,6 +50,8 @@ pub(crate) struct Context {
     pub(crate) client: molt_oci::Client,
     /// Root-only folder for sockets that are bound into generations.
     pub(crate) run: PathBuf,
+    /// What a workload's own socket asks.
+    pub(crate) handle: crate::command::Handle,
     /// Events.
     pub(crate) events: EventLog,
     /// Output.

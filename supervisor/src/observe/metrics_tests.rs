@@ -20,6 +20,7 @@ fn view() -> View {
         generations: vec![fake::generation(1, "1.4")],
         updates: Vec::new(),
         revision: String::new(),
+        acted: None,
     }
 }
 

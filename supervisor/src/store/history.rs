@@ -14,7 +14,7 @@ use molt_core::{
     code::Code,
     generation::Record,
     ids::Generation,
-    journal::Slot,
+    journal::{Revision, Slot},
     memory::UnderWay,
     wire::{AuditView, ExecView, HistoryCheck, Outcome, UpdateView},
 };
@@ -276,7 +276,11 @@ pub(crate) fn lost(past: &[UpdateView], slot: &Slot, known: &BTreeMap<Generation
         message: format!("{runs}; molt was killed before it wrote this down, and does so now"),
         downtime_us: None,
         unready_us: None,
-        by: "boot".to_owned(),
+        by: slot
+            .revision
+            .as_ref()
+            .filter(|revision| revision.update == verdict.update)
+            .map_or_else(|| "boot".to_owned(), Revision::by),
         note: None,
         started: now.clone(),
         ended: Some(now),

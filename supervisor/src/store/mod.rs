@@ -17,8 +17,8 @@ use std::{
 
 use molt_core::code::Code;
 use rustix::{
-    fs::{CWD, FlockOperation, Mode, OFlags, flock, fstatfs, mkdirat, openat},
-    io::Errno,
+    fs::{CWD, FlockOperation, Mode, OFlags, flock, fstatfs, fsync, mkdirat, openat},
+    io::{Errno, pread, pwrite},
 };
 
 /// `OVERLAYFS_SUPER_MAGIC`.
@@ -128,6 +128,26 @@ impl Store {
         let generations = openat(&dir, "generations", folder | OFlags::NOFOLLOW, Mode::empty())
             .map_err(call("open generations/ in", &text))?;
         Ok(Self { path: path.to_owned(), dir, generations, content, _lock: lock })
+    }
+
+    /// What tells this store from every other one, and its numbers from theirs: `new`, where it has none yet.
+    pub(crate) fn id(&self, new: &str) -> Result<String, StoreError> {
+        let call = |verb: &'static str| {
+            let path = self.path.join("id").display().to_string();
+            move |errno: Errno| StoreError::Call { verb, path, errno }
+        };
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&self.dir, "id", flags, Mode::from_raw_mode(0o600)).map_err(call("open"))?;
+        let mut text = [0; 64];
+        let length = pread(&file, &mut text, 0).map_err(call("read"))?;
+        let found = text.get(..length).and_then(|text| std::str::from_utf8(text).ok()).map(str::trim);
+        if let Some(found) = found.filter(|found| molt_core::gateway::is_id(found)) {
+            return Ok(found.to_owned());
+        }
+        // Empty, or torn when it was made: nobody has been told of it.
+        pwrite(&file, format!("{new}\n").as_bytes(), 0).map_err(call("write"))?;
+        fsync(&file).and_then(|()| fsync(&self.dir)).map_err(call("sync"))?;
+        Ok(new.to_owned())
     }
 
     /// Everything of the store that was written so far is on disk when this returns.

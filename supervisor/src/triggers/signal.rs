@@ -15,11 +15,21 @@ use tokio::io::unix::AsyncFd;
 /// SIGHUP SIGINT SIGQUIT SIGUSR1 SIGUSR2 SIGTERM SIGCHLD SIGWINCH. signal(7).
 pub(crate) const TAKEN: [i32; 8] = [1, 2, 3, 10, 12, 15, 17, 28];
 
+/// SIGHUP.
+pub(crate) const HANGUP: i32 = 1;
+
 /// What a signal means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Asked {
     /// Stop the workload with this signal, then exit.
     Stop(i32),
+    /// SIGHUP, from whom: read the spec again, or pass it on to the workload.
+    Hangup {
+        /// 0 where it is not of this PID namespace.
+        pid: u32,
+        /// Its user.
+        uid: u32,
+    },
     /// Pass it on to the workload.
     Forward(i32),
 }
@@ -80,6 +90,7 @@ impl Signals {
             match molt_sys::signal::receive(self.fd.get_ref()) {
                 Ok(Some(received)) => match received.signal {
                     17 => reap(&self.reaped).await,
+                    HANGUP => return Asked::Hangup { pid: received.pid, uid: received.uid },
                     signal @ (2 | 3 | 15) => return Asked::Stop(signal),
                     signal => return Asked::Forward(signal),
                 },

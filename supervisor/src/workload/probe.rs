@@ -148,7 +148,7 @@ fn status(head: &[u8]) -> Option<Result<u16, NotHttp>> {
 mod tests {
     use std::{
         sync::atomic::{AtomicUsize, Ordering},
-        time::{Duration, Instant},
+        time::Duration,
     };
 
     use tokio::net::TcpListener;
@@ -169,7 +169,7 @@ mod tests {
                     let _ = stream.read(&mut request).await;
                     let mut sent = stream.write_all(first).await;
                     while sent.is_ok() && !again.is_empty() {
-                        tokio::time::sleep(Duration::from_millis(pause)).await;
+                        crate::timer::sleep(Duration::from_millis(pause)).await;
                         sent = stream.write_all(again).await;
                     }
                 });
@@ -180,16 +180,17 @@ mod tests {
 
     async fn ask(port: u16) -> Result<(), String> {
         let get = HttpGet { path: "/".to_owned(), port, host: "127.0.0.1".to_owned() };
-        tokio::time::timeout(Duration::from_millis(500), http(&get)).await.unwrap_or_else(|_| Err("late".to_owned()))
+        crate::timer::timeout(Duration::from_millis(500), http(&get)).await.unwrap_or_else(|_| Err("late".to_owned()))
     }
 
     #[tokio::test]
     async fn hostile_answers_are_a_miss_or_a_status_and_nothing_more() {
+        type Case = (&'static [u8], &'static [u8], u64, Result<(), &'static str>);
         const ENDLESS: &[u8] = &[b'x'; 16 << 10];
         let early =
             b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 x\r\n\r\n";
         let limit = "no status in the first 4096 bytes of its answer";
-        let cases: [(&[u8], &[u8], u64, Result<(), &str>); 16] = [
+        let cases: [Case; 16] = [
             (b"HTTP/1.1 200 OK\r\n\r\n", b"", 0, Ok(())),
             (b"HTTP/1.0 399\n", b"", 0, Ok(())),
             // The body and the rest of the head are not waited for.
@@ -210,7 +211,7 @@ mod tests {
         ];
         for (first, again, pause, expected) in cases {
             let (port, _) = server(first, again, pause).await;
-            let start = Instant::now();
+            let start = crate::timer::Instant::now();
             let shown = String::from_utf8_lossy(first).into_owned();
             assert_eq!(ask(port).await, expected.map_err(str::to_owned), "{shown:?}");
             assert!(start.elapsed() < Duration::from_secs(5), "{shown:?}");

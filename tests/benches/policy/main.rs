@@ -73,7 +73,7 @@ fn applied() -> anyhow::Result<Samples> {
     paths.iter().try_for_each(fs::create_dir)?;
     let programs = molt_policy::seccomp::programs(molt_core::launch::SeccompProfile::Floor)?;
     let programs: Vec<seccompiler::BpfProgram> =
-        programs.iter().map(|program| program.iter().map(unpacked).collect()).collect();
+        programs.iter().map(|program| program.iter().map(|op| unpacked(*op)).collect()).collect();
     let apply = || -> anyhow::Result<f64> {
         let started = Instant::now();
         let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
@@ -100,7 +100,7 @@ fn applied() -> anyhow::Result<Samples> {
     Ok(samples)
 }
 
-fn unpacked(op: &u64) -> seccompiler::sock_filter {
+fn unpacked(op: u64) -> seccompiler::sock_filter {
     let part = |shift: u32, bits: u32| (op >> shift) & ((1u64 << bits) - 1);
     seccompiler::sock_filter {
         code: u16::try_from(part(48, 16)).unwrap_or(0),

@@ -10,7 +10,7 @@ use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio, exit};
 use std::sync::{Arc, Mutex};
@@ -278,6 +278,11 @@ fn answer(daemon: &Daemon, path: &str, query: &BTreeMap<String, String>) -> (&'s
             Ok(output) => (OK, quoted(&String::from_utf8_lossy(&output.stdout))),
             Err(error) => (UNAVAILABLE, quoted(&error.to_string())),
         },
+        "/own" => match own(query) {
+            Ok(answer) => (OK, quoted(&answer)),
+            Err(error) => (OK, format!("{{\"errno\":{}}}", error.raw_os_error().unwrap_or(-1))),
+        },
+        "/own-idle" => (OK, idle(query).to_string()),
         "/try" => (OK, format!("{{\"errno\":{}}}", attempt(query))),
         _ => ("404 Not Found", "null".to_owned()),
     }
@@ -285,6 +290,51 @@ fn answer(daemon: &Daemon, path: &str, query: &BTreeMap<String, String>) -> (&'s
 
 const OK: &str = "200 OK";
 const UNAVAILABLE: &str = "503 Service Unavailable";
+
+/// The workload's own socket.
+const OWN: &str = "/run/molt/workload.sock";
+
+/// Bytes in hexadecimal.
+fn bytes(text: &str) -> Vec<u8> {
+    let digit = |at: usize| text.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    (0..text.len()).step_by(2).filter_map(digit).collect()
+}
+
+/// `/own?method=M&path=P[&body=HEX]`: what the workload's own socket answers, head and all. `raw=HEX` sends those bytes.
+fn own(query: &BTreeMap<String, String>) -> io::Result<String> {
+    let asked = |word: &str| query.get(word).map_or("", String::as_str);
+    let mut stream = UnixStream::connect(OWN)?;
+    stream.set_read_timeout(Some(Duration::from_secs(40)))?;
+    let (method, path, body) = (asked("method"), asked("path"), bytes(asked("body")));
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: molt\r\nContent-Type: application/json\r\n");
+    let head = format!("{head}Content-Length: {}\r\n\r\n", body.len());
+    let request = query.get("raw").map_or_else(|| [head.as_bytes(), &body].concat(), |raw| bytes(raw));
+    // It may hang up before all of it is there.
+    let _ = stream.write_all(&request);
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// `/own-idle?count=N`: connections to the own socket that say nothing, kept for ever; how many there are.
+fn idle(query: &BTreeMap<String, String>) -> usize {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let count = query.get("count").and_then(|count| count.parse().ok()).unwrap_or(0);
+    let mut kept = Vec::new();
+    let Ok(address) = SocketAddrUnix::new(OWN) else { return 0 };
+    for _ in 0..count {
+        let made = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None);
+        let Ok(fd) = made else { break };
+        // A full queue is told at once.
+        if connect(&fd, &address).is_err() {
+            break;
+        }
+        kept.push(fd);
+    }
+    let there = kept.len();
+    std::mem::forget(kept);
+    there
+}
 
 /// `/try?open=PATH[&write=1][&create=1]`, `?list=PATH`, `?exec=PATH`, `?connect=HOST:PORT`
 /// `?signal=PID` or `?trace=PID`: the errno, 0 if allowed.

@@ -5,7 +5,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
+};
 
 /// Paths of PEM files.
 #[derive(Debug, Clone)]
@@ -44,4 +47,38 @@ pub fn make(folder: &Path) -> anyhow::Result<Certificates> {
     fs::write(&paths.chain, server.pem())?;
     fs::write(&paths.key, key.serialize_pem())?;
     Ok(paths)
+}
+
+/// An authority that names clients and servers.
+#[derive(Debug)]
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    /// Its own certificate.
+    pub pem: String,
+}
+
+impl Authority {
+    /// A new one.
+    pub fn new() -> anyhow::Result<Self> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        params.distinguished_name.push(DnType::CommonName, "molt tests authority of clients");
+        let key = KeyPair::generate()?;
+        let pem = params.self_signed(&key)?.pem();
+        Ok(Self { issuer: Issuer::new(params, key), pem })
+    }
+
+    /// A certificate for a name, a URI where it has a colon, and its key; good for both ends.
+    pub fn names(&self, san: &str) -> anyhow::Result<(String, String)> {
+        let uri = san.contains(':');
+        let mut params = CertificateParams::new(if uri { vec![] } else { vec![san.to_owned()] })?;
+        if uri {
+            params.subject_alt_names.push(SanType::URI(san.try_into()?));
+        }
+        params.use_authority_key_identifier_extension = true;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        let key = KeyPair::generate()?;
+        Ok((params.signed_by(&key, &self.issuer)?.pem(), key.serialize_pem()))
+    }
 }

@@ -32,6 +32,10 @@ pub enum Fault {
     Delay(Duration),
     /// The connection is closed without a word.
     Close,
+    /// This instead of the answer's body, with status 200; the request is not passed on.
+    Body(String),
+    /// The request is passed on, and its answer is lost.
+    Deaf,
 }
 
 /// A fault and where it strikes.
@@ -136,6 +140,11 @@ fn pass(shared: &Shared, client: TcpStream, upstream: SocketAddr) -> io::Result<
             let head = format!("HTTP/1.1 {code} Fault\r\nContent-Length: 2\r\nConnection: close\r\n{extra}\r\n{{}}");
             return client.write_all(head.as_bytes());
         }
+        Some(Fault::Body(body)) => {
+            let head =
+                format!("HTTP/1.1 200 Fault\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+            return client.write_all(head.as_bytes());
+        }
         _ => {}
     }
     let mut server = TcpStream::connect(upstream)?;
@@ -148,6 +157,9 @@ fn pass(shared: &Shared, client: TcpStream, upstream: SocketAddr) -> io::Result<
 
     let mut from_server = BufReader::new(server);
     let (status, headers) = read_head(&mut from_server)?;
+    if fault == Some(Fault::Deaf) {
+        return client.shutdown(Shutdown::Both);
+    }
     let mut head = format!("{status}\r\n");
     for line in headers {
         match &fault {

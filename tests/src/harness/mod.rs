@@ -11,6 +11,7 @@ pub mod docs;
 pub mod faulty;
 pub mod forward;
 pub mod fuse;
+pub mod gateway;
 pub mod holdings;
 pub mod http;
 pub mod image;

@@ -11,9 +11,10 @@ use molt_core::{
 };
 
 /// Events by kind.
-pub const KINDS: [&str; 29] = [
+pub const KINDS: [&str; 30] = [
     "Boot",
     "Intent",
+    "Reread",
     "Cancel",
     "Apply",
     "Hold",
@@ -47,6 +48,7 @@ fn kind(event: &Event) -> &'static str {
     match event {
         Event::Boot(_) => "Boot",
         Event::Intent { .. } => "Intent",
+        Event::Reread { .. } => "Reread",
         Event::Cancel => "Cancel",
         Event::Apply => "Apply",
         Event::Hold => "Hold",

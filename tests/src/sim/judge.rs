@@ -184,8 +184,12 @@ impl Judge {
         // A new one needs proof; the first one is all there is.
         if was.is_some() {
             let serving = state.serving.and_then(|run| Some((run.instance, runs.get(&run.instance)?)));
-            let proof = serving
-                .is_some_and(|(instance, run)| run.generation == new && (run.proven || self.vouched == Some(instance)));
+            // A write that failed may be made good when the run that proved it is gone.
+            let proven = |run: &Truth| run.generation == new && run.proven;
+            let proof = match serving {
+                Some((instance, run)) => proven(run) || (run.generation == new && self.vouched == Some(instance)),
+                None => runs.values().any(proven),
+            };
             must!(proof, "generation {new} was confirmed without proof: {serving:?}");
         }
         Ok(())

@@ -103,8 +103,8 @@ enum Deed {
     Restore,
     /// The next start finds a journal nobody can read.
     Damage,
-    /// The next start finds another image in its spec.
-    Spec(u8),
+    /// There is another image in the spec, which is read at once or found by the next start.
+    Spec(u8, bool),
     /// The wall clock is set.
     Clock(i64),
 }
@@ -315,7 +315,7 @@ impl World {
             55 => Deed::Snapshot,
             56 => Deed::Restore,
             57 => Deed::Damage,
-            58 => Deed::Spec(rng.u8(1..8)),
+            58 => Deed::Spec(rng.u8(1..8), rng.u8(..4) > 0),
             _ => Deed::Clock(rng.i64(-100_000_000_000..100_000_000_000)),
         }
     }
@@ -462,7 +462,13 @@ impl World {
             }
             Deed::Restore => self.restore = self.copy.is_some(),
             Deed::Damage => self.damage = true,
-            Deed::Spec(tag) => self.spec_image = tag,
+            Deed::Spec(tag, read) => {
+                self.spec_image = tag;
+                if read && self.life.is_some() {
+                    let image = boot::image(tag).filter(|_| !self.own_root);
+                    self.take(Event::Reread { wanted: boot::wanted(image, tag), by: "spec".to_owned() });
+                }
+            }
             Deed::Clock(jump) => self.wall += jump,
             Deed::Stop => {
                 if self.life.is_some() {

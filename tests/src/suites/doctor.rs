@@ -105,8 +105,9 @@ fn well(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
 fn beside(bed: &Bed, kind: Kind, change: impl FnOnce(Options) -> Options) -> anyhow::Result<Sandbox> {
     let sandbox = Sandbox::start(bed, kind, change(Options::new(bed, &["/bin/busybox", "sleep", "1000"])?))?;
     wait::until_ok("the container's root", SOON, || {
-        let name = fs::read_to_string(format!("/proc/{}/comm", sandbox.pid1()?))?;
-        ensure!(name == "busybox\n", "PID 1 is {name}");
+        // What sets it up is a busybox, too.
+        let words = fs::read_to_string(format!("/proc/{}/cmdline", sandbox.pid1()?))?;
+        ensure!(words.starts_with("/bin/busybox\0sleep\0"), "PID 1 is {words:?}");
         Ok(())
     })?;
     Ok(sandbox)

@@ -9,6 +9,7 @@ mod deadlines;
 mod docs;
 mod doctor;
 mod fail_closed;
+mod gateway;
 mod generation_zero;
 mod hooks;
 mod hostile;
@@ -58,6 +59,10 @@ pub fn all() -> Vec<Case> {
         docs::CASES,
         doctor::CASES,
         fail_closed::CASES,
+        gateway::admission::CASES,
+        gateway::faults::CASES,
+        gateway::renewal::CASES,
+        gateway::story::CASES,
         generation_zero::CASES,
         hooks::CASES,
         hostile::CASES,

@@ -270,7 +270,8 @@ fn ends_during_fetch(bed: &Bed) -> anyhow::Result<()> {
 }
 
 fn forwarded(bed: &Bed) -> anyhow::Result<()> {
-    let molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
+    let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?;
+    let molt = setup.with("/watch", json!({"hangup": false})).start()?;
     let mut wanted = Vec::new();
     for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGHUP, Signal::SIGWINCH] {
         molt.sandbox.signal(signal)?;

@@ -211,11 +211,15 @@ fn tried(bed: &Bed, want: Want) -> anyhow::Result<Ended> {
     Ok(ended)
 }
 
-/// With too few descriptors to start, PID 1 says so and ends.
+/// With too few descriptors to start, PID 1 says so, and ends; or tries again to get what it is to run.
 fn refused(molt: &mut Molt) -> anyhow::Result<Option<Ended>> {
     wait::until_ok("a start, or its end", SOON, || {
         if let Ok(code) = molt.sandbox.wait(Duration::ZERO) {
             ensure!((120..=126).contains(&code), "the start ended with {code}: {}", molt.sandbox.logs());
+            return Ok(Some(Ended::Old));
+        }
+        let logs = molt.sandbox.logs();
+        if logs.contains("failed to get the first image") && logs.contains("Too many open files") {
             return Ok(Some(Ended::Old));
         }
         serves(molt, Duration::ZERO).map(|_| None)

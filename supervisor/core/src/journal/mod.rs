@@ -31,7 +31,7 @@ pub const FEATURES: u32 = FEATURE_ORDERS;
 /// floor is: it may boot from such a slot and write none.
 pub const FEATURE_ORDERS: u32 = 1;
 /// Most digests remembered as bad; the oldest goes first.
-pub const MAX_BAD: usize = 10;
+pub const MAX_BAD: usize = 9;
 
 const MAGIC: &[u8; 8] = b"MOLTJRNL";
 const HEADER: usize = 32;
@@ -74,6 +74,32 @@ pub struct Slot {
     /// How far the keys of signed orders were used, and the rollback floor; `None` until the first order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orders: Option<Memory>,
+    /// The revision of a gateway's desired state that was acted on last. Written in one with the number of its update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<Revision>,
+}
+
+/// What a gateway wanted, and the update that came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Revision {
+    /// Names the gateway's store.
+    pub gateway: String,
+    /// Where it is, for people: at most 64 characters.
+    pub host: String,
+    /// Number of the revision.
+    pub number: u64,
+    /// The update that was made of it last.
+    pub update: UpdateId,
+    /// The update has passed its gate or ended for good: it is not to be done again, whatever else is remembered.
+    pub done: bool,
+}
+
+impl Revision {
+    /// Who asked, for the audit.
+    pub fn by(&self) -> String {
+        format!("gateway {} revision {}", self.host, self.number)
+    }
 }
 
 /// How an attempt ended, written in one with what it changed.
@@ -186,6 +212,10 @@ impl Slot {
     pub fn remember_bad(&mut self, bad: Bad) {
         self.bad.retain(|old| !(old.digest == bad.digest && old.policy == bad.policy));
         self.bad.push(bad);
+        self.forget_excess();
+    }
+
+    fn forget_excess(&mut self) {
         let excess = self.bad.len().saturating_sub(MAX_BAD);
         self.bad.drain(..excess);
     }
@@ -248,7 +278,12 @@ fn decode(bytes: &[u8]) -> Option<Place> {
     }
     let end = HEADER.checked_add(usize::try_from(length).ok()?);
     let payload = end.and_then(|end| bytes.get(HEADER..end));
-    let slot = payload.and_then(|payload| serde_json::from_slice(payload).ok()).map(|slot| Slot { sequence, ..slot });
+    let slot = payload.and_then(|payload| serde_json::from_slice::<Slot>(payload).ok()).map(|mut slot| {
+        slot.sequence = sequence;
+        // Older versions kept more of them, and had less beside them.
+        slot.forget_excess();
+        slot
+    });
     let place = Place { sequence, format, features, slot };
     // Of this format, it can be made out or it is damaged; of a newer one, it is only not understood.
     (place.slot.is_some() || place.newer().is_some()).then_some(place)
@@ -326,6 +361,13 @@ mod tests {
             clean_stop: true,
             suspect: false,
         });
+        slot.revision = Some(Revision {
+            gateway: "f".repeat(32),
+            host: "x".repeat(64),
+            number: u64::MAX,
+            update: UpdateId(u64::MAX),
+            done: false,
+        });
         slot.starts_boot_id = "x".repeat(36);
         slot.starts_since_ms = u64::MAX;
         slot.spec_image = Some(Digest::from_bytes([255; 32]));
@@ -352,6 +394,20 @@ mod tests {
         assert_eq!(slot.bad.len(), MAX_BAD);
         let bytes = slot.encode().expect("must fit");
         assert_eq!(read(&bytes).unwrap().slot, Some(slot));
+    }
+
+    #[test]
+    fn a_slot_of_an_older_molt_with_more_bad_digests_is_read_without_the_oldest() {
+        let bad = |number: u8| Bad {
+            digest: Digest::from_bytes([number; 32]),
+            policy: Digest::from_bytes([255; 32]),
+            update: UpdateId(u64::from(number)),
+            reason: Code::Unhealthy,
+            since_ms: 0,
+        };
+        let old = Slot { bad: (0..12).map(bad).collect(), ..slot(1) };
+        let found = read(&file(&[&old])).unwrap().slot.unwrap();
+        assert_eq!(found.bad.iter().map(|bad| bad.update.0).collect::<Vec<_>>(), (3..12).collect::<Vec<_>>());
     }
 
     #[test]

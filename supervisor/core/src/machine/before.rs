@@ -7,7 +7,7 @@ use super::{
     Attempt, Effect, Ended, Kind, Mark, Moment, Phase, State,
     event::Target,
     rest::{self, runs_now},
-    swap,
+    swap, wanted,
 };
 use crate::{code::Code, generation::Record, ids::UpdateId, journal::Bad, wire::Outcome};
 
@@ -187,6 +187,9 @@ pub(super) fn planned(state: &mut State, now: Moment, id: UpdateId, noop: bool, 
     }
     if noop && state.serving.is_some() {
         if let Some(attempt) = state.attempt.take() {
+            if attempt.spec.is_some() && wanted::acted_on(&mut state.slot, attempt.spec) {
+                out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
+            }
             let message = format!("nothing to do: {}", runs_now(state));
             end(state, attempt, Outcome::Noop, None, message, out);
         }
@@ -311,7 +314,7 @@ pub(super) fn finish_before_gate(state: &mut State, code: Code, message: &str, r
     }
 }
 
-fn abort(state: &mut State, code: Code, message: &str, out: &mut Vec<Effect>) {
+pub(super) fn abort(state: &mut State, code: Code, message: &str, out: &mut Vec<Effect>) {
     finish_before_gate(state, code, message, false, out);
 }
 

@@ -41,15 +41,22 @@ pub enum Target {
     BackBelow(Option<Generation>),
 }
 
+/// What the spec asks for, as it was read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wanted {
+    /// Its image; `None` where the container's own root is meant.
+    pub image: Option<ImageRef>,
+    /// Its policy, as text; empty for the default one.
+    pub policy: String,
+    /// Digests of the two texts: what the journal remembers of them.
+    pub texts: (Option<Digest>, Option<Digest>),
+}
+
 /// What PID 1 found when it started.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Found {
-    /// First boot with an image in the spec: fetch it before anything runs.
-    pub image: Option<ImageRef>,
-    /// Digests of the spec's image and policy text.
-    pub spec: (Option<Digest>, Option<Digest>),
-    /// The spec's image or policy text changed since the journal last saw it: a new intent.
-    pub spec_changed: bool,
+    /// The spec. `None` where a part of it could not be read: it asks for nothing then.
+    pub spec: Option<Wanted>,
     /// CLOCK_BOOTTIME, milliseconds: how long the kernel has been up, sleep included.
     pub up_ms: u64,
 }
@@ -67,6 +74,13 @@ pub enum Event {
         by: String,
         /// Why.
         note: Option<String>,
+    },
+    /// The spec was read again, and is valid as a whole.
+    Reread {
+        /// What it asks for.
+        wanted: Wanted,
+        /// Who had it read, for the audit.
+        by: String,
     },
     /// Give up the attempt, if the gate has not been reached.
     Cancel,

@@ -15,9 +15,10 @@ mod state;
 mod step;
 mod swap;
 pub mod table;
+mod wanted;
 
 pub use effect::{Effect, Ended, HookName, Mark, Patience, Purpose};
-pub use event::{Event, Found, Moment, Target};
+pub use event::{Event, Found, Moment, Target, Wanted};
 pub use state::{Attempt, Back, Kind, Phase, Run, Settings, State};
 pub use step::step;
 
@@ -25,3 +26,5 @@ pub use step::step;
 mod stories;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wanted_tests;

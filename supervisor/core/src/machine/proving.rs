@@ -8,6 +8,7 @@ use super::{
     before::{arm, drop_standby, end, finish_before_gate, remember_bad},
     rest::{self, degrade, retry_later, runs_now},
     swap::{fail_attempt, restore},
+    wanted,
 };
 use crate::{code::Code, journal::Verdict, wire::Outcome};
 
@@ -101,10 +102,6 @@ pub(super) fn confirm_now(state: &mut State, out: &mut Vec<Effect>) {
     state.slot.starts = 0;
     state.fallback = None;
     judge(state, Outcome::Confirmed);
-    if let Some((image, policy)) = state.attempt.as_ref().and_then(|attempt| attempt.spec) {
-        state.slot.spec_image = image;
-        state.slot.spec_policy = policy;
-    }
     out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Set(to)));
 }
 
@@ -114,6 +111,8 @@ fn judge(state: &mut State, outcome: Outcome) {
         let kind = attempt.kind.as_str().to_owned();
         state.slot.verdict = Some(Verdict { update: attempt.id, kind, outcome });
     }
+    let covered = wanted::covered(state);
+    wanted::acted_on(&mut state.slot, covered);
 }
 
 pub(super) fn finish_confirm(state: &mut State, now: Moment, out: &mut Vec<Effect>) {

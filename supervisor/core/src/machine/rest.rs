@@ -9,8 +9,14 @@ use super::{
     event::Found,
     proving::{confirm_now, trial_failed, unconfirmed},
     swap::stand_by,
+    wanted,
 };
-use crate::{code::Code, ids::Generation, journal::Trial, wire::Outcome};
+use crate::{
+    code::Code,
+    ids::Generation,
+    journal::{Revision, Trial},
+    wire::Outcome,
+};
 
 /// What runs now, for the end of every message.
 pub(super) fn runs_now(state: &State) -> String {
@@ -44,13 +50,11 @@ pub(super) fn boot(state: &mut State, now: Moment, found: Found, out: &mut Vec<E
     }
     count_start(state, found.up_ms);
     let boots = what_boots(state);
-    if found.spec_changed
-        && boots.is_some()
-        && let Some(image) = found.image.clone()
+    state.seen = found.spec.as_ref().map(|spec| spec.texts);
+    if boots.is_some()
+        && let Some(spec) = &found.spec
+        && let Some(wanted) = wanted::changed(state, now, spec, "spec")
     {
-        let mut wanted = new_attempt(state, now, "spec".to_owned(), None);
-        wanted.image = Some(image);
-        wanted.spec = Some(found.spec);
         state.queued = Some(wanted);
     }
     if let Some(trial) = state.slot.trial.clone()
@@ -67,9 +71,11 @@ pub(super) fn boot(state: &mut State, now: Moment, found: Found, out: &mut Vec<E
         state.attempt = Some(attempt);
         return arm(state, out);
     }
-    attempt.spec = Some(found.spec);
     let id = attempt.id;
-    attempt.image = found.image;
+    if let Some(spec) = found.spec {
+        attempt.image = spec.image;
+        attempt.spec = Some(spec.texts);
+    }
     // Nothing else can run: what failed once as an update is still better.
     attempt.force = true;
     if attempt.image.is_some() {
@@ -86,7 +92,9 @@ pub(super) fn boot(state: &mut State, now: Moment, found: Found, out: &mut Vec<E
 
 /// A trial was under way when Molt ended. Whether that is all there is to do.
 fn boot_trial(state: &mut State, now: Moment, trial: &Trial, boots: Option<Generation>, out: &mut Vec<Effect>) -> bool {
-    let mut attempt = attempt(trial.update, now, "boot".to_owned(), None);
+    let asked = state.slot.revision.as_ref().filter(|revision| revision.update == trial.update);
+    let by = asked.map_or_else(|| "boot".to_owned(), Revision::by);
+    let mut attempt = attempt(trial.update, now, by, None);
     attempt.kind = if trial.rollback { Kind::Rollback } else { Kind::Update };
     attempt.from = boots;
     attempt.to = Some(trial.generation);

@@ -285,6 +285,8 @@ pub struct State {
     pub first: Option<Attempt>,
     /// The slot before a confirmation that is being written.
     pub undo: Option<Slot>,
+    /// Digests of the spec's image and policy text, as it was last read.
+    pub seen: Option<(Option<Digest>, Option<Digest>)>,
     /// Generations in the store.
     pub known: BTreeMap<Generation, Record>,
     /// Settings from the spec.
@@ -318,6 +320,7 @@ impl State {
             sick: false,
             first: None,
             undo: None,
+            seen: None,
             known,
             settings,
             next_instance: 1,

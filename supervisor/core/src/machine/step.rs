@@ -2,9 +2,10 @@
 //!
 //! In: a state and an event. Out: effects; the state is changed in place. Must not: panic, or ignore an event without
 //! meaning to. Which file answers: `before` up to the first signal, `swap` from there to exec, `proving` for trials and
-//! roll backs, `rest` for everything that can happen at any time.
+//! roll backs, `wanted` for a spec that was read again, `rest` for everything else that can happen at any time.
 
-use super::{Effect, Event, Kind, Mark, Moment, Phase, State, before, proving, rest, swap};
+use super::{Effect, Event, Kind, Mark, Moment, Phase, State, before, proving, rest, swap, wanted};
+use crate::gateway;
 
 /// Update numbers that a trial or a restart sets aside for requests that come while nothing may be written.
 const ASIDE: u64 = 64;
@@ -19,6 +20,7 @@ pub fn step(state: &mut State, now: Moment, event: Event) -> Vec<Effect> {
     match event {
         Event::Boot(found) => rest::boot(state, now, found, &mut out),
         Event::Intent { target, by, note } => before::intent(state, now, target, by, note, &mut out),
+        Event::Reread { wanted, by } => wanted::reread(state, now, wanted, by, &mut out),
         Event::Cancel => before::cancel(state, now, &mut out),
         Event::Apply => before::apply(state, &mut out),
         Event::Hold => state.hold = true,
@@ -62,6 +64,7 @@ pub fn step(state: &mut State, now: Moment, event: Event) -> Vec<Effect> {
         Event::Terminate { signal } => rest::terminate(state, signal, &mut out),
         Event::Collected { removed } => state.known.retain(|number, _| !removed.contains(number)),
     }
+    settle_revision(state, &mut out);
     number(state, behind, &mut out);
     for effect in &out {
         match effect {
@@ -71,6 +74,26 @@ pub fn step(state: &mut State, now: Moment, event: Event) -> Vec<Effect> {
         }
     }
     out
+}
+
+/// What a gateway asked for is not done again once its update is about to touch the workload, or has ended for good: in
+/// the very slot that says so.
+fn settle_revision(state: &mut State, out: &mut [Effect]) {
+    let Some(revision) = state.slot.revision.as_mut().filter(|revision| !revision.done) else { return };
+    let ends = |effect: &Effect| match effect {
+        Effect::Record(slot, _) => slot.trial.as_ref().is_some_and(|trial| trial.update == revision.update),
+        Effect::End(ended) => ended.attempt.id == revision.update && gateway::settled(ended.outcome, ended.reason),
+        _ => false,
+    };
+    if !out.iter().any(ends) {
+        return;
+    }
+    revision.done = true;
+    for effect in out {
+        if let Effect::Record(slot, _) = effect {
+            slot.revision.clone_from(&state.slot.revision);
+        }
+    }
 }
 
 /// Numbers that were given out are durable before anyone hears of them, so that no start gives one out again; and what

@@ -5,7 +5,9 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use super::{Attempt, Back, Effect, Event, Found, Kind, Mark, Moment, Phase, Run, Settings, State, Target, step};
+use super::{
+    Attempt, Back, Effect, Event, Found, Kind, Mark, Moment, Phase, Run, Settings, State, Target, Wanted, step,
+};
 use crate::{
     code::Code,
     generation::{Program, Record},
@@ -169,6 +171,9 @@ pub fn events() -> Vec<(&'static str, Event)> {
             Target::Image { image, policy: None, stage_only: false, force: false, allow_wider: false, spec: None };
         events.insert(1, ("Intent (update)", Event::Intent { target, by: "table".to_owned(), note: None }));
     }
+    let texts = (Some(Digest::from_bytes([3; 32])), None);
+    let wanted = Wanted { image: image().ok(), policy: String::new(), texts };
+    events.insert(2, ("Reread (another image)", Event::Reread { wanted, by: "table".to_owned() }));
     events.insert(
         2,
         ("Intent (rollback)", Event::Intent { target: Target::Back(None), by: "table".to_owned(), note: None }),

@@ -9,8 +9,14 @@ use crate::{
     wire::Outcome,
 };
 
-fn now() -> Moment {
+pub(super) fn now() -> Moment {
     Moment { mono_ns: 1_000, unix_ms: 1 }
+}
+
+/// A spec with an image.
+fn first_boot() -> Found {
+    let image = "registry.example.com/app:1".parse().ok();
+    Found { spec: Some(Wanted { image, ..Wanted::default() }), ..Found::default() }
 }
 
 fn outcomes(effects: &[Effect]) -> Vec<Outcome> {
@@ -18,22 +24,22 @@ fn outcomes(effects: &[Effect]) -> Vec<Outcome> {
 }
 
 /// Plays the supervisor: answers every effect well, except where `fail` says otherwise.
-struct World {
-    state: State,
-    ended: Vec<Ended>,
-    log: Vec<Effect>,
-    sick: Vec<Generation>,
+pub(super) struct World {
+    pub(super) state: State,
+    pub(super) ended: Vec<Ended>,
+    pub(super) log: Vec<Effect>,
+    pub(super) sick: Vec<Generation>,
     exit: Option<i32>,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut state = table::typical(Phase::Idle);
         state.slot.previous = None;
         Self { state, ended: vec![], log: vec![], sick: vec![], exit: None }
     }
 
-    fn send(&mut self, event: Event) {
+    pub(super) fn send(&mut self, event: Event) {
         let mut queue = std::collections::VecDeque::from([event]);
         let mut fuel = 500;
         while let Some(event) = queue.pop_front() {
@@ -72,18 +78,18 @@ impl World {
         }
     }
 
-    fn update(&mut self, image: &str) {
+    pub(super) fn update(&mut self, image: &str) {
         let image = image.parse().unwrap();
         let target =
             Target::Image { image, policy: None, stage_only: false, force: false, allow_wider: false, spec: None };
         self.send(Event::Intent { target, by: "test".into(), note: None });
     }
 
-    fn serving(&self) -> Generation {
+    pub(super) fn serving(&self) -> Generation {
         self.state.serving.expect("something must run").generation
     }
 
-    fn last(&self) -> &Ended {
+    pub(super) fn last(&self) -> &Ended {
         self.ended.last().expect("an attempt must have ended")
     }
 }
@@ -316,8 +322,7 @@ fn liveness_restarts_the_same_generation_with_back_off() {
 #[test]
 fn a_first_image_that_cannot_be_had_is_tried_for_ever() {
     let mut state = State::new(crate::journal::Slot::first(), std::collections::BTreeMap::new(), Settings::default());
-    let found = Found { image: "registry.example.com/app:1".parse().ok(), ..Found::default() };
-    let effects = step(&mut state, now(), Event::Boot(found));
+    let effects = step(&mut state, now(), Event::Boot(first_boot()));
     let id = UpdateId(1);
     assert!(effects.contains(&Effect::Resolve(id)));
     for wait in [1000, 2000, 4000] {
@@ -363,8 +368,7 @@ fn nothing_takes_the_place_of_the_confirmed_generation_while_it_boots() {
 #[test]
 fn a_first_image_is_still_wanted_after_another_one_failed() {
     let mut state = State::new(crate::journal::Slot::first(), std::collections::BTreeMap::new(), Settings::default());
-    let image = "registry.example.com/app:1".parse().ok();
-    step(&mut state, now(), Event::Boot(Found { image, ..Found::default() }));
+    step(&mut state, now(), Event::Boot(first_boot()));
     let other = "registry.example.com/typo:1".parse().unwrap();
     let target =
         Target::Image { image: other, policy: None, stage_only: false, force: false, allow_wider: false, spec: None };

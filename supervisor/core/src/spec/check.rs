@@ -3,7 +3,7 @@
 //! In: a spec and the places of its fields. Out: every fault. Must not: look at the file system.
 
 use super::{
-    Action, Confirm, Probe, Spec,
+    Action, Confirm, Gateway, Probe, Spec,
     document::Places,
     shape::{field, item},
     violation::Violations,
@@ -66,6 +66,17 @@ pub(super) fn all(spec: &Spec, places: &Places) -> Violations {
         found.add(&at, message);
     }
     found.own_files(spec);
+    if let Some(update) = spec.api.workload.as_ref().and_then(|own| own.update.as_ref()) {
+        if update.images.is_empty() {
+            found.add("spec.api.workload.update.images", "must name an image");
+        }
+        for (index, pattern) in update.images.iter().enumerate() {
+            if !pattern.contains('/') || pattern.len() > 1024 {
+                let at = item("spec.api.workload.update.images", index);
+                found.add(&at, "must be a reference with its registry, as in registry.example.com/acme/daemon:*");
+            }
+        }
+    }
     found.list
 }
 
@@ -324,29 +335,66 @@ impl Found<'_> {
             self.add("spec.policyFile", "must be a path");
         }
         let registries = &spec.registries;
-        for (at, path) in [
+        let annotations = spec.watch.annotations.as_ref();
+        if let Some(annotations) = annotations {
+            for (at, name) in [("image", &annotations.image), ("policy", &annotations.policy)] {
+                if name.is_empty() || name.contains(|c: char| c == '=' || c.is_control() || c.is_whitespace()) {
+                    self.add(&format!("spec.watch.annotations.{at}"), "must be the name of an annotation");
+                }
+            }
+            if annotations.image == annotations.policy {
+                self.add("spec.watch.annotations.policy", "is the annotation that names the image");
+            }
+        }
+        let annotations = annotations.map(|annotations| annotations.file.as_str());
+        let listen = spec.api.listen.as_ref();
+        if let Some(listen) = listen {
+            if listen.address.parse::<std::net::SocketAddr>().is_err() {
+                self.add("spec.api.listen.address", "must be an address and a port, as in 127.0.0.1:7443");
+            }
+            if listen.allow.is_empty() {
+                self.add("spec.api.listen.allow", "must name somebody");
+            }
+            for (index, allow) in listen.allow.iter().enumerate() {
+                let at = item("spec.api.listen.allow", index);
+                if allow.san.is_empty() || allow.san.contains(|c: char| c == '*' || !c.is_ascii_graphic()) {
+                    self.add(&format!("{at}.san"), "must be a DNS name or a URI, exactly as in the certificate");
+                }
+                if listen.allow.iter().take(index).any(|other| other.san == allow.san) {
+                    self.add(&format!("{at}.san"), "is listed twice");
+                }
+                if allow.allow_wider && allow.role != super::Role::Update {
+                    self.add(&format!("{at}.allowWider"), "means nothing without role: update");
+                }
+            }
+        }
+        let gateway = spec.gateway.iter().flat_map(Gateway::files).map(|(at, path)| (at, Some(path)));
+        let absolute = [
             ("spec.registries.credentials", registries.credentials.as_deref()),
             ("spec.registries.certificates", registries.certificates.as_deref()),
+            ("spec.watch.annotations.file", annotations),
+            ("spec.api.listen.certificate", listen.map(|listen| listen.certificate.as_str())),
+            ("spec.api.listen.key", listen.map(|listen| listen.key.as_str())),
+            ("spec.api.listen.clientCa", listen.map(|listen| listen.client_ca.as_str())),
             ("spec.api.socket", Some(spec.api.socket.as_str())),
-        ] {
+        ];
+        let absolute: Vec<(&str, Option<&str>)> = absolute.into_iter().chain(gateway).collect();
+        for (at, path) in &absolute {
             if let Some(path) = path {
                 self.path(at, path);
             }
+        }
+        for (at, why) in spec.gateway.iter().flat_map(Gateway::faults) {
+            self.add(at, why);
         }
         if spec.api.socket.len() > SOCKET_BYTES {
             self.add("spec.api.socket", format!("is longer than {SOCKET_BYTES} bytes"));
         }
         let keys = spec.orders.keys.iter().enumerate();
         let keys: Vec<_> = keys.map(|(index, key)| (format!("spec.orders.keys[{index}].file"), key)).collect();
-        for (at, path) in [
-            ("spec.registries.credentials", registries.credentials.as_deref()),
-            ("spec.registries.certificates", registries.certificates.as_deref()),
-            ("spec.policyFile", spec.policy_file.as_deref()),
-            ("spec.api.socket", Some(spec.api.socket.as_str())),
-        ]
-        .into_iter()
-        .chain(keys.iter().map(|(at, key)| (at.as_str(), key.file.as_deref())))
-        {
+        let policy = [("spec.policyFile", spec.policy_file.as_deref())];
+        let keys = keys.iter().map(|(at, key)| (at.as_str(), key.file.as_deref()));
+        for (at, path) in absolute.into_iter().chain(policy).chain(keys) {
             let carried = spec.mounts.iter().filter(|mount| mount.carry).map(|mount| mount.path.as_str());
             let shown = spec.state.iter().map(String::as_str).chain(carried);
             if let Some(folder) = path.and_then(|path| shown.into_iter().find(|folder| within(path, folder))) {

@@ -5,6 +5,7 @@
 
 mod check;
 pub mod document;
+mod gateway;
 mod health;
 mod orders;
 mod quantity;
@@ -22,10 +23,13 @@ use serde::{Deserialize, Serialize};
 use self::document::{Check, Node, Rules};
 pub use self::{
     check::path_fault,
+    gateway::{Gateway, Hearing},
     health::{Action, Health, HttpGet, Probe, TcpSocket},
     orders::{Algorithm, OrderKey, Orders},
     quantity::{Bytes, Span, TextError},
-    settings::{Api, Confirm, PolicySource, Registries, Update},
+    settings::{
+        Allow, Annotations, Api, Confirm, Listen, Own, OwnUpdate, PolicySource, Registries, Role, Update, Watch,
+    },
     user::{Principal, Signal, UserRef},
     violation::{Violation, Violations},
     workload::{EnvVar, ExecAction, Hook, Hooks, Limits, Mount, Seccomp, Workload},
@@ -69,6 +73,10 @@ pub struct Spec {
     pub api: Api,
     /// Who may send signed orders.
     pub orders: Orders,
+    /// What has the spec read again.
+    pub watch: Watch,
+    /// Who is asked what is wanted, and told what is. Default: nobody.
+    pub gateway: Option<Gateway>,
 }
 
 impl Default for Spec {
@@ -87,6 +95,8 @@ impl Default for Spec {
             registries: Registries::default(),
             api: Api::default(),
             orders: Orders::default(),
+            watch: Watch::default(),
+            gateway: None,
         }
     }
 }
@@ -95,11 +105,14 @@ impl Spec {
     /// Files and folders the spec names for the supervisor itself, as written; no generation may see a mount that holds
     /// one. `policyFile` may be relative to the spec's own folder.
     pub fn claimed_paths(&self) -> Vec<&str> {
-        [&self.registries.credentials, &self.registries.certificates, &self.policy_file]
-            .into_iter()
-            .filter_map(|path| path.as_deref())
-            .chain(self.orders.keys.iter().filter_map(|key| key.file.as_deref()))
-            .collect()
+        let own = [&self.registries.credentials, &self.registries.certificates, &self.policy_file];
+        let own = own.into_iter().filter_map(|path| path.as_deref());
+        let annotations = self.watch.annotations.iter().map(|annotations| annotations.file.as_str());
+        let keys = self.orders.keys.iter().filter_map(|key| key.file.as_deref());
+        let listen = self.api.listen.iter();
+        let listen = listen.flat_map(|tls| [tls.certificate.as_str(), tls.key.as_str(), tls.client_ca.as_str()]);
+        let gateway = self.gateway.iter().flat_map(Gateway::files).map(|(_, path)| path);
+        own.chain(annotations).chain(keys).chain(listen).chain(gateway).collect()
     }
 
     /// The faults of a spec that was put together or changed in memory; without places.
@@ -183,7 +196,6 @@ const RULES: Rules = Rules {
     // What would be ignored must be refused: a person who writes `verify` believes that images are verified.
     refused: &[
         ("spec.verify", "not supported by this version: signatures are not checked"),
-        ("spec.gateway", "not supported by this version"),
         ("spec.sockets", "not supported by this version"),
     ],
     stand_in: &[],

@@ -47,6 +47,16 @@ spec:
     certificates: /etc/molt/ca
     insecure: ["localhost:5000"]
   api: {socket: /run/molt/other.sock}
+  gateway:
+    url: https://gateway.example.com:8443/fleet
+    ca: /etc/molt/gateway/ca.pem
+    certificate: /etc/molt/gateway/certificate.pem
+    key: /etc/molt/gateway/key.pem
+    tokenFile: /etc/molt/gateway/token
+    listen: stream
+    wait: 2m
+    retry: 5m
+    allowWider: true
 "#;
 
 #[test]
@@ -84,9 +94,13 @@ fn the_word_unconfined_is_a_policy() {
 
 #[test]
 fn claimed_paths_are_all_that_the_supervisor_reads() {
-    let text = "policyFile: policy.yaml\nregistries: {credentials: /c/config.json, certificates: /c/ca}";
-    assert_eq!(parse(&with(text)).unwrap().claimed_paths(), ["/c/config.json", "/c/ca", "policy.yaml"]);
+    let text = "policyFile: policy.yaml\nregistries: {credentials: /c/config.json, certificates: /c/ca}\n\
+                watch: {annotations: {file: /c/notes}}";
+    let spec = parse(&with(text)).unwrap();
+    assert_eq!(spec.claimed_paths(), ["/c/config.json", "/c/ca", "policy.yaml", "/c/notes"]);
     assert!(Spec::default().claimed_paths().is_empty());
+    let gateway = "gateway: {url: \"https://g\", ca: /g/ca, certificate: /g/c, key: /g/k, tokenFile: /t}";
+    assert_eq!(parse(&with(gateway)).unwrap().claimed_paths(), ["/g/ca", "/g/c", "/g/k", "/t"]);
 }
 
 #[test]
@@ -134,7 +148,20 @@ const BAD: &[(&str, &str)] = &[
     ("image: busybox", "name the registry too"),
     ("image: 5", "must be text"),
     ("verify: {default: []}", "spec.verify: not supported by this version"),
-    ("gateway: {url: x}", "spec.gateway: not supported by this version"),
+    ("gateway: {url: x, tokenFile: /t}", "spec.gateway.url: must begin with https://"),
+    ("gateway: {url: \"http://g\", tokenFile: /t}", "spec.gateway.url: must begin with https://"),
+    ("gateway: {url: \"https://:8443\", tokenFile: /t}", "spec.gateway.url: must name a host"),
+    ("gateway: {url: \"https://u:p@g\", tokenFile: /t}", "without a user, a query or a fragment"),
+    ("gateway: {tokenFile: /t}", "spec.gateway.url: is required"),
+    ("gateway: {url: \"https://g\"}", "spec.gateway: needs a certificate and its key, or a tokenFile"),
+    ("gateway: {url: \"https://g\", certificate: /c}", "spec.gateway.key: a certificate needs its key"),
+    ("gateway: {url: \"https://g\", key: /k}", "spec.gateway.certificate: a key needs its certificate"),
+    ("gateway: {url: \"https://g\", tokenFile: t}", "spec.gateway.tokenFile: must be an absolute path"),
+    ("gateway: {url: \"https://g\", tokenFile: /sandbox/state/t}", "spec.gateway.tokenFile: is in '/sandbox/state'"),
+    ("gateway: {url: \"https://g\", tokenFile: /t, wait: 0s}", "spec.gateway.wait: must be from 1s to 10m"),
+    ("gateway: {url: \"https://g\", tokenFile: /t, retry: 1d}", "spec.gateway.retry: "),
+    ("gateway: {url: \"https://g\", tokenFile: /t, listen: shout}", "spec.gateway.listen: must be one of poll, stream"),
+    ("gateway: {url: \"https://g\", tokenFile: /t, insecure: true}", "spec.gateway.insecure: unknown field"),
     ("sockets: []", "spec.sockets: not supported by this version"),
     ("workload: {user: root}", "needs allowRoot: true"),
     ("workload: {user: \"0:0\"}", "needs allowRoot: true"),

@@ -84,6 +84,11 @@ pub(crate) fn url_allowed(url: &Url, reach: Reach, insecure: &[String]) -> Resul
     if bad { Err(format!("an address that no registry has ({})", authority(url))) } else { Ok(()) }
 }
 
+/// Whether a host that the operator named may be asked by TLS; the reason where not.
+pub fn named_allowed(url: &Url) -> Result<(), String> {
+    url_allowed(url, Reach::Named, &[])
+}
+
 /// Whether the credentials of `registry` may be sent to `realm` (both `host[:port]`): the same host, the registry's parent
 /// domain, or a host directly in it, as `auth.docker.io` is for `registry-1.docker.io`. The parent must have two labels.
 /// An address has no parent. Others need an entry of their own in the credentials file.

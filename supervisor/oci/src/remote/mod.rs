@@ -10,3 +10,7 @@ pub(crate) mod credentials;
 pub(crate) mod pace;
 pub(crate) mod registry;
 pub(crate) mod transport;
+
+pub use address::named_allowed;
+pub use pace::backoff;
+pub use transport::named_client;

@@ -52,7 +52,7 @@ impl<'a> Pace<'a> {
 }
 
 /// Doubles each time, less up to a third at random, so that many sandboxes do not come back together.
-fn backoff(base: Duration, failed: u32) -> Duration {
+pub fn backoff(base: Duration, failed: u32) -> Duration {
     let full = base.saturating_mul(1 << failed.saturating_sub(1).min(16));
     let random = u32::try_from(RandomState::new().hash_one(failed) % 1000).unwrap_or(0);
     full.saturating_sub(full / 3 * random / 1000)

@@ -8,6 +8,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use hickory_resolver::{TokioResolver, config::LookupIpStrategy};
@@ -33,20 +34,7 @@ pub(crate) struct Transport {
 impl Transport {
     pub(crate) fn new(registries: &Registries, limits: &Limits) -> Result<Self> {
         let tls = tls(registries.certificates.as_deref())?;
-        let client = |reach: Reach| {
-            reqwest::Client::builder()
-                .tls_backend_preconfigured(tls.clone())
-                .dns_resolver(Arc::new(Guard { reach, resolver: OnceLock::new() }))
-                .redirect(reqwest::redirect::Policy::none())
-                .no_proxy()
-                .referer(false)
-                .retry(reqwest::retry::never())
-                .http1_only()
-                .user_agent(concat!("molt/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(limits.connect)
-                .build()
-                .map_err(|error| Error::Settings { what: "the HTTP client".to_owned(), why: error.to_string() })
-        };
+        let client = |reach: Reach| client(tls.clone(), reach, limits.connect);
         Ok(Self { named: client(Reach::Named)?, told: client(Reach::Told)? })
     }
 
@@ -56,6 +44,26 @@ impl Transport {
             Reach::Told => &self.told,
         }
     }
+}
+
+/// A client for hosts that the operator named, with a TLS configuration of the caller's.
+pub fn named_client(tls: ClientConfig, connect: Duration) -> Result<reqwest::Client> {
+    client(tls, Reach::Named, connect)
+}
+
+fn client(tls: ClientConfig, reach: Reach, connect: Duration) -> Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .dns_resolver(Arc::new(Guard { reach, resolver: OnceLock::new() }))
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .http1_only()
+        .user_agent(concat!("molt/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(connect)
+        .build()
+        .map_err(|error| Error::Settings { what: "the HTTP client".to_owned(), why: error.to_string() })
 }
 
 fn tls(certificates: Option<&Path>) -> Result<ClientConfig> {

@@ -2,10 +2,12 @@
 //!
 //! In: fuzzer bytes. Out: a panic where something does not hold. Must not: keep state from one input to the next.
 
+mod annotations;
 mod api;
 mod challenge;
 mod config;
 mod decode;
+mod desired;
 mod differential;
 mod exec_frames;
 mod index;
@@ -42,7 +44,7 @@ const fn tars(name: &'static str, run: fn(&[u8])) -> Target {
 }
 
 /// All of them.
-pub(crate) const ALL: [Target; 19] = [
+pub(crate) const ALL: [Target; 21] = [
     tars("tar", tar::run),
     tars("differential", differential::run),
     plain("decode", decode::run),
@@ -57,11 +59,13 @@ pub(crate) const ALL: [Target; 19] = [
     plain("spec", spec::run),
     plain("journal", journal::run),
     plain("api", api::run),
+    plain("desired", desired::run),
     plain("exec_frames", exec_frames::run),
     plain("users", users::run),
     plain("shim", shim::run),
     plain("notify", notify::run),
     plain("order", order::run),
+    plain("annotations", annotations::run),
 ];
 
 /// What is shown to a person or written to a log holds nothing that a terminal obeys.

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, rc::Rc};
 use molt_core::{
     generation::{Program, Record, VERSION},
     ids::{Generation, ImageRef},
-    machine::{Event, Found, Settings, State},
+    machine::{Event, Found, Settings, State, Wanted},
     publish,
 };
 
@@ -54,7 +54,7 @@ impl World {
         }
         let verdict = self.judge.started(&self.disk.borrow(), &recovered.slot, recovered.reset.is_some(), damaged);
         self.must(verdict);
-        let found = self.found(&recovered.slot, &mut known)?;
+        let found = self.found(&mut known)?;
         let settings = Settings {
             auto_rollback: self.auto_rollback,
             confirm_within_ms: self.external.then_some(20_000),
@@ -90,13 +90,9 @@ impl World {
         self.rotten && store::look(self.disk.borrow().cached()).is_none()
     }
 
-    /// As `own_root` and `found` in `supervisor/src/boot.rs`.
-    fn found(
-        &mut self,
-        slot: &molt_core::journal::Slot,
-        known: &mut BTreeMap<Generation, Record>,
-    ) -> Result<Found, String> {
-        let image: Option<ImageRef> = if self.own_root {
+    /// As `own_root` in `supervisor/src/boot.rs`.
+    fn found(&mut self, known: &mut BTreeMap<Generation, Record>) -> Result<Found, String> {
+        let image = if self.own_root {
             let record = record(Generation(0), None, 0);
             let same = |old: &Record| old.same_triple(None, record.policy_digest, record.settings_digest);
             if !known.get(&Generation(0)).is_some_and(same) {
@@ -107,26 +103,26 @@ impl World {
             known.insert(Generation(0), record);
             None
         } else {
-            format!("registry.example.com/app:{}", self.spec_image).parse().ok()
+            image(self.spec_image)
         };
-        let text = image.is_some().then(|| digest(self.spec_image));
-        let policy = Some(digest(0));
-        let image_changed = image.is_some() && slot.spec_image != text;
-        let policy_changed = slot.spec_policy != policy;
-        let readable = [slot.confirmed, slot.previous].into_iter().flatten().find_map(|one| known.get(&one));
-        let confirmed = readable.and_then(|record| record.image.clone());
-        Ok(Found {
-            image: if image_changed || readable.is_none() { image } else { confirmed },
-            spec: (text, policy),
-            spec_changed: image_changed || policy_changed,
-            up_ms: self.now - self.up_since,
-        })
+        Ok(Found { spec: Some(wanted(image, self.spec_image)), up_ms: self.now - self.up_since })
     }
 
     /// The disk of this world.
     pub(super) fn shared(&self) -> crate::sim::store::Shared {
         Rc::clone(&self.disk)
     }
+}
+
+/// Image `tag`.
+pub(super) fn image(tag: u8) -> Option<ImageRef> {
+    format!("registry.example.com/app:{tag}").parse().ok()
+}
+
+/// A spec that asks for image `tag`, or for none.
+pub(super) fn wanted(image: Option<ImageRef>, tag: u8) -> Wanted {
+    let text = image.is_some().then(|| digest(tag));
+    Wanted { image, policy: POLICY.to_owned(), texts: (text, Some(digest(0))) }
 }
 
 /// Generation `number` of image `tag`.

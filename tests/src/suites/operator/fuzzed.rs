@@ -1,4 +1,4 @@
-//! What the OpenAPI document promises, tried by a program that reads it: schemathesis, against a live socket.
+//! What the `OpenAPI` document promises, tried by a program that reads it: schemathesis, against a live socket.
 //!
 //! In: the bed; schemathesis from `PyPI`, a pinned version, in a folder of its own below cargo's target folder. Out: cases.
 //! Must not: leave a failure unexplained: what is not tried stands in `schemathesis.toml`, with the reason.

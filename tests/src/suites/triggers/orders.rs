@@ -11,7 +11,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use molt_core::journal;
 use serde_json::{Value, json};
 
-use super::PAGE;
+use super::{PAGE, own, tls};
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
 use crate::harness::docs::{self, Reader, Section};
@@ -32,6 +32,7 @@ pub(super) const CASES: &[Case] = &[
     case("triggers::a_clock_that_is_set_back_brings_no_order_back", set_back),
     case("triggers::the_floor_holds_against_hands_and_not_against_the_way_back", floor),
     case("triggers::a_policy_travels_beside_its_order", with_policy),
+    case("triggers::an_order_is_taken_from_hands_that_may_do_nothing", by_any_hands),
 ];
 
 fn as_the_page_says(bed: &Bed) -> anyhow::Result<()> {
@@ -84,7 +85,7 @@ impl Signer {
     }
 
     /// The key as the spec has it, with what it may do.
-    fn key(&self, more: Value) -> anyhow::Result<Value> {
+    fn key(&self, more: &Value) -> anyhow::Result<Value> {
         let mut key = json!({"id": self.id, "algorithm": "EdDSA", "operations": ["update"]});
         key["key"] = json!(fs::read_to_string(self.folder.join("public.pem"))?);
         if let (Some(key), Some(more)) = (key.as_object_mut(), more.as_object()) {
@@ -164,7 +165,7 @@ fn whole_history(molt: &Molt) -> anyhow::Result<()> {
 fn once(bed: &Bed) -> anyhow::Result<()> {
     let signer = Signer::new(bed, "release")?;
     let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?;
-    let key = signer.key(json!({"operations": ["update", "hold", "release"]}))?;
+    let key = signer.key(&json!({"operations": ["update", "hold", "release"]}))?;
     let mut molt = setup.with("/orders/keys", json!([key])).start()?;
     ensure!(seq(&molt, 0)? == 0 && molt.told()?["orders"]["audience"] == "molt:tested", "{:#}", molt.told()?);
     let order =
@@ -213,7 +214,7 @@ fn typed(molt: &Molt, token: &str, words: &[&str], file: &Path) -> anyhow::Resul
 fn by_input(bed: &Bed) -> anyhow::Result<()> {
     let signer = Signer::new(bed, "release")?;
     let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?;
-    let key = signer.key(json!({"operations": ["update", "rollback", "floor"]}))?;
+    let key = signer.key(&json!({"operations": ["update", "rollback", "floor"]}))?;
     let molt = setup.with("/orders/keys", json!([key])).start()?;
     let file = signer.folder.join("token");
     let v2 = pinned(&molt, &bed.small("v2")?)?;
@@ -240,7 +241,7 @@ fn by_input(bed: &Bed) -> anyhow::Result<()> {
 fn refused(bed: &Bed) -> anyhow::Result<()> {
     let (signer, thief) = (Signer::new(bed, "release")?, Signer::new(bed, "thief")?);
     let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?;
-    let key = signer.key(json!({"operations": ["update", "confirm"]}))?;
+    let key = signer.key(&json!({"operations": ["update", "confirm"]}))?;
     let molt = setup.with("/orders/keys", json!([key])).start()?;
     let v2 = bed.small("v2")?;
     let image = pinned(&molt, &v2)?;
@@ -290,7 +291,7 @@ fn refused(bed: &Bed) -> anyhow::Result<()> {
 fn set_back(bed: &Bed) -> anyhow::Result<()> {
     let signer = Signer::new(bed, "release")?;
     let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?;
-    let key = signer.key(json!({"operations": ["hold", "release"]}))?;
+    let key = signer.key(&json!({"operations": ["hold", "release"]}))?;
     let mut molt = setup.with("/orders/keys", json!([key])).start()?;
     taken(&molt, &signer.sign(1, &json!({"op": "hold"}))?)?;
     ensure!(molt.sandbox.kill()? == 137);
@@ -314,8 +315,8 @@ fn floor(bed: &Bed) -> anyhow::Result<()> {
     let (signer, master) = (Signer::new(bed, "release")?, Signer::new(bed, "break-glass")?);
     let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?;
     let keys = json!([
-        signer.key(json!({"operations": ["rollback", "floor"]}))?,
-        master.key(json!({"operations": ["rollback"], "downgrade": true}))?,
+        signer.key(&json!({"operations": ["rollback", "floor"]}))?,
+        master.key(&json!({"operations": ["rollback"], "downgrade": true}))?,
     ]);
     let mut molt = setup.with("/orders/keys", keys).start()?;
     molt.expect(0, &["update", &bed.small("v2")?])?;
@@ -350,7 +351,7 @@ fn floor(bed: &Bed) -> anyhow::Result<()> {
 fn with_policy(bed: &Bed) -> anyhow::Result<()> {
     let signer = Signer::new(bed, "release")?;
     let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?;
-    let key = signer.key(json!({"operations": ["update"], "policy": true}))?;
+    let key = signer.key(&json!({"operations": ["update"], "policy": true}))?;
     let molt = setup.with("/orders/keys", json!([key])).start()?;
     let image = pinned(&molt, &bed.small("v2")?)?;
     let policy = "unconfined";
@@ -374,5 +375,27 @@ fn with_policy(bed: &Bed) -> anyhow::Result<()> {
     let claims = json!({"op": "update", "image": image, "policyDigest": format!("sha256:{sum}")});
     let answer = taken(&molt, &signer.sign(2, &claims)?)?;
     ensure!(ended(&molt, &answer["id"])?["outcome"] == "noop");
+    molt.sound()
+}
+
+/// A certificate that may only look, and the workload itself, bring what the operator signed; and nothing else by it.
+fn by_any_hands(bed: &Bed) -> anyhow::Result<()> {
+    let signer = Signer::new(bed, "release")?;
+    let key = signer.key(&json!({"operations": ["hold", "release"]}))?;
+    let keys = json!([key]);
+    let stage = tls::Stage::with(bed, |setup| setup.with("/orders/keys", keys).with("/api/workload", json!({})))?;
+    let molt = &stage.molt;
+    let order = |seq, op: &str| anyhow::Ok(json!({"jws": signer.sign(seq, &json!({"op": op}))?}));
+    let hold = order(1, "hold")?;
+    stage.expect(202, "monitor", "POST", "/v1/orders", &hold)?;
+    ensure!(molt.told()?["hold"]["by"].as_str().is_some_and(|by| by.contains("release 1")), "{:#}", molt.told()?);
+    stage.expect(403, "monitor", "DELETE", "/v1/hold", &Value::Null)?;
+    own::expect(molt, 403, "POST", "/v1/orders", &hold)?;
+    own::expect(molt, 202, "POST", "/v1/orders", &order(2, "release")?)?;
+    ensure!(molt.told()?["hold"].is_null(), "{:#}", molt.told()?);
+    let lines = molt.json(&["history", "--kind", "order"])?;
+    let by: Vec<_> = lines.as_array().context("lines")?.iter().filter_map(|line| line["by"].as_str()).collect();
+    let [certificate, workload] = by[..] else { anyhow::bail!("{lines:#}") };
+    ensure!(certificate.contains("spiffe://example.com/monitor") && workload.contains("workload"), "{by:?}");
     molt.sound()
 }

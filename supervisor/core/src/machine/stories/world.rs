@@ -246,8 +246,13 @@ impl World {
         }
         let state = State::new(recovered.slot, self.shelf.clone(), self.settings.clone());
         self.life = Some(Life { state, journal, timer: None });
-        let found =
-            Found { image: self.image.map(|image| image.parse().unwrap()), up_ms: self.up_ms, ..Found::default() };
+        let found = Found {
+            spec: Some(crate::machine::Wanted {
+                image: self.image.map(|image| image.parse().unwrap()),
+                ..Default::default()
+            }),
+            up_ms: self.up_ms,
+        };
         self.send(Event::Boot(found));
     }
 

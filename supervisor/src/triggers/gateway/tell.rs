@@ -1,0 +1,130 @@
+//! Tells the gateway what is, and how every update ended.
+//!
+//! In: the snapshot; the list of reports that the gateway has. Out: the status when it changes, and each report that it has
+//! not. Must not: forget a report before the gateway has it: the history keeps the last 64 over restarts, and nothing is
+//! believed to be known but what the gateway lists.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use http::Method;
+use hyper::http;
+use molt_core::{
+    gateway::{Received, Report, is_id, plain, settled},
+    ids::UpdateId,
+    journal::Revision,
+    wire::{API_VERSION, UpdateView},
+};
+use tokio::sync::watch;
+
+use super::{Shared, pace::Pace};
+use crate::{
+    command::{Handle, View},
+    gateway::dial::{Ask, Fault},
+    timer,
+};
+
+/// Least time between two status documents.
+const PERIOD: Duration = Duration::from_millis(200);
+
+/// What the gateway would not take, and the problem it was told of last.
+#[derive(Debug, Default)]
+struct Known {
+    gateway: String,
+    reports: BTreeSet<UpdateId>,
+    problem: Option<(String, u64)>,
+}
+
+pub(super) async fn tell(shared: &Shared, handle: &Handle, mut refused: watch::Receiver<Option<Report>>) {
+    let mut view = handle.view.clone();
+    let mut pace = Pace::new(shared.settings.retry.as_duration());
+    let mut known = Known::default();
+    let mut away = false;
+    loop {
+        let seen = view.borrow_and_update().clone();
+        let problem = refused.borrow_and_update().clone();
+        if let Err(fault) = say(shared, &seen, problem, &mut known).await {
+            // Whether the gateway answers is for the other loop to say; it may be that it only does not listen.
+            if !away {
+                tracing::warn!("the gateway was not told what is: {fault}; it is told again");
+            }
+            away = true;
+            timer::sleep(pace.failed()).await;
+            continue;
+        }
+        pace.well();
+        away = false;
+        timer::sleep(PERIOD).await;
+        let alive = tokio::select! {
+            changed = view.changed() => changed.is_ok(),
+            changed = refused.changed() => changed.is_ok(),
+            () = shared.back.notified() => true,
+        };
+        if !alive {
+            return std::future::pending().await;
+        }
+    }
+}
+
+async fn say(shared: &Shared, view: &View, problem: Option<Report>, known: &mut Known) -> Result<(), Fault> {
+    let path = format!("{}/status?store={}", shared.base, shared.store);
+    let answer = shared.dial.done(Ask::new(Method::PUT, &path).with(&view.document)?).await?;
+    let received: Received =
+        serde_json::from_slice(&answer.body).map_err(|error| Fault::Broken(plain(&error.to_string())))?;
+    if !is_id(&received.gateway) {
+        return Err(Fault::Broken("gateway is not 32 hex digits".to_owned()));
+    }
+    if known.gateway != received.gateway {
+        *known = Known { gateway: received.gateway, ..Known::default() };
+    }
+    let has: BTreeSet<UpdateId> = received.reports.into_iter().collect();
+    for ended in view.updates.iter().filter(|update| update.outcome.is_some()) {
+        if !has.contains(&ended.id) && !known.reports.contains(&ended.id) {
+            let report = report(shared, ended, view.acted.as_ref());
+            if !send(shared, &report).await? {
+                known.reports.insert(ended.id);
+            }
+        }
+    }
+    // What it lists is what it has; what it would not take is not offered again before it is another one.
+    if let Some(problem) = problem {
+        let of = problem.gateway.clone().zip(problem.revision);
+        if known.problem != of {
+            send(shared, &problem).await?;
+            known.problem = of;
+        }
+    }
+    Ok(())
+}
+
+/// One report; whether it was taken. A refusal that would be the same the next time is not an error.
+async fn send(shared: &Shared, report: &Report) -> Result<bool, Fault> {
+    let path = format!("{}/reports", shared.base);
+    match shared.dial.done(Ask::new(Method::POST, &path).with(report)?).await {
+        Err(Fault::No { status: status @ (400 | 413 | 422), problem }) => {
+            let why = problem.map(|problem| problem.detail).unwrap_or_default();
+            tracing::warn!(status, "the gateway does not take a report: {why}");
+            Ok(false)
+        }
+        answer => answer.map(|_| true),
+    }
+}
+
+fn report(shared: &Shared, update: &UpdateView, last: Option<&Revision>) -> Report {
+    let asked = last.filter(|last| last.update == update.id);
+    // An earlier attempt, or an earlier revision, of the same gateway: who asked says which.
+    let earlier = || {
+        let last = last?;
+        let number = update.by.strip_prefix(&format!("gateway {} revision ", last.host))?.parse().ok()?;
+        Some((last.gateway.clone(), number))
+    };
+    let (gateway, revision) = asked.map(|asked| (asked.gateway.clone(), asked.number)).or_else(earlier).unzip();
+    Report {
+        api_version: API_VERSION.to_owned(),
+        store: shared.store.clone(),
+        gateway,
+        revision,
+        settled: update.outcome.is_some_and(|outcome| settled(outcome, update.reason)),
+        update: Some(update.clone()),
+        problem: None,
+    }
+}
