@@ -29,7 +29,8 @@ fn held() -> serde_json::Value {
     json!({"exec": {"command": ["/bin/sh", "-c", script]}, "timeout": "20s"})
 }
 
-/// The process that waits at the gate: the child of an init that is still the shim.
+/// The process that waits at the gate: the child of an init that is still the shim, where nothing else runs yet. The
+/// keeper of an exec is such a child too, beside a workload.
 fn at_the_gate(molt: &Molt) -> anyhow::Result<u32> {
     let first = molt.sandbox.pid1()?;
     let parent = |pid: u32| -> Option<u32> {
@@ -40,7 +41,9 @@ fn at_the_gate(molt: &Molt) -> anyhow::Result<u32> {
     let waits =
         |pid: &u32| parent(*pid).is_some_and(|init| parent(init) == Some(first) && program(*pid) == program(init));
     let family = molt.family()?;
-    let found: Vec<u32> = family.iter().map(|(pid, _)| *pid).filter(waits).collect();
+    let beside_another =
+        |pid: &u32| family.iter().any(|(other, _)| parent(*other) == parent(*pid) && program(*other) != program(*pid));
+    let found: Vec<u32> = family.iter().map(|(pid, _)| *pid).filter(|pid| waits(pid) && !beside_another(pid)).collect();
     ensure!(found.len() == 1, "{found:?} wait at a gate, of {family:?}");
     Ok(found[0])
 }
