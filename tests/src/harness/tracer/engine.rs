@@ -47,8 +47,6 @@ struct Task {
     role: Role,
     /// Number of the shim it belongs to, if that is followed.
     shim: Option<usize>,
-    /// Its next stop is the end of a call.
-    inside: bool,
     /// What the call it is in shall return.
     result: Option<i64>,
     /// To be let go at its next stop.
@@ -226,8 +224,9 @@ impl Engine {
     /// At the entry or the end of a call. Whether the process is to go on.
     fn at_call(&mut self, pid: Pid) -> anyhow::Result<bool> {
         let Some(task) = self.tasks.get_mut(&pid) else { return Ok(true) };
-        task.inside = !task.inside;
-        if !task.inside {
+        // Asked, not counted: the first stop of a process that is looked at from its exec on is the end of that.
+        let Some(info) = alive(ptrace::syscall_info(pid))? else { return Ok(true) };
+        if info.op != nix::libc::PTRACE_SYSCALL_INFO_ENTRY {
             if let Some(result) = task.result.take()
                 && let Some(mut registers) = alive(ptrace::getregs(pid))?
             {
@@ -329,7 +328,7 @@ impl Engine {
 
 impl Task {
     const fn new(role: Role, shim: Option<usize>) -> Self {
-        Self { role, shim, inside: false, result: None, leave: false }
+        Self { role, shim, result: None, leave: false }
     }
 }
 

@@ -23,6 +23,7 @@ use crate::harness::tracer::wire::{Blow, Made, Strike, Which};
 /// The tests of this suite.
 pub(in super::super) const CASES: &[Case] = &[
     case("errno::a_share_of_all_errors_ends_in_time_with_something_proven", share),
+    case("errno::an_error_is_felt_by_pid_1_from_its_exec_on", felt),
     case("errno::a_failed_sync_ends_the_attempt", syncs),
     case("errno::a_trial_that_cannot_be_recorded_is_not_noticed_by_the_old_version", |bed| {
         trial(&Scene::prepare(bed, Change::Update, Ground::Memory)?)
@@ -147,6 +148,20 @@ fn honest(change: Change, at: u64, errno: Errno, acted: &Acted, ending: Ending) 
 fn is_folder(made: &Made) -> bool {
     let name = made.file.rsplit('/').next().unwrap_or_default();
     !["journal", "memory", "requests"].contains(&name) && !name.contains('.')
+}
+
+/// The tool itself: what it answers in place of the kernel is what PID 1 meets, on its first thread, too.
+fn felt(bed: &Bed) -> anyhow::Result<()> {
+    let scene = Scene::prepare(bed, Change::FirstBoot, Ground::Memory)?;
+    let calls = scene.dry(Which::Failing)?;
+    let sync = calls.iter().position(|made| is_sync(made) && made.file.ends_with("/memory")).context("a sync")?;
+    let mut run = Run::begin(&scene)?;
+    let strike = Strike { at: sync as u64 + 1, blow: Blow::Fail(Errno::EDQUOT as i32) };
+    run.act(Which::Failing, Some(strike))?;
+    let log = run.molt.sandbox.logs();
+    let text = "failed to open memory in the store: Disk quota exceeded";
+    ensure!(log.contains(text), "it says nothing of {text:?}:\n{log}");
+    run.end()
 }
 
 fn share(bed: &Bed) -> anyhow::Result<()> {

@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::ensure;
 use serde_json::{Value, json};
@@ -79,7 +81,7 @@ impl<'a> Scene<'a> {
         }
         let kept = Place::new(bed, ground)?;
         let (state, known) = (String::new(), BTreeSet::new());
-        let mut scene = Self { bed, change, port: port(bed)?, layout, kept, state, known, plant: None };
+        let mut scene = Self { bed, change, port: port()?, layout, kept, state, known, plant: None };
         plant(&scene.kept.state())?;
         if change != Change::FirstBoot {
             let monitor = if change == Change::Recovery { "60s" } else { "0s" };
@@ -164,12 +166,15 @@ pub(super) fn image(version: &str) -> String {
     format!("oci:{IMAGES}:{version}")
 }
 
-/// A port below those that the kernel gives to clients, for sandboxes one after the other.
-fn port(bed: &Bed) -> anyhow::Result<u16> {
+/// A port below those that the kernel gives to clients, for sandboxes one after the other: no other scene of this process
+/// has it.
+fn port() -> anyhow::Result<u16> {
+    /// Two runs of this program at once have one network: each begins somewhere else.
+    static FIRST: LazyLock<u32> = LazyLock::new(|| fastrand::u32(0..10_000));
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     for _ in 0..1000 {
-        // Two runs of this program at once have the same numbers, in namespaces of their own, and one network.
-        let micros = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.subsec_micros();
-        let port = 20_000 + u16::try_from((bed.next() + micros) % 10_000)?;
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 20_000 + u16::try_from((*FIRST + next) % 10_000)?;
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return Ok(port);
         }
