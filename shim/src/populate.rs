@@ -14,7 +14,7 @@ use molt_sys::{
 };
 use rustix::{
     fs::{
-        AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, fstat, major, minor, mkdirat, openat,
+        AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, StatxFlags, fstat, major, minor, mkdirat, openat,
         openat2, statx, symlinkat,
     },
     io::Errno,
@@ -125,7 +125,14 @@ fn is_in(names: &[Vec<u8>], name: &str) -> bool {
 /// Names in a folder that is held by a mount's descriptor.
 fn names(mount: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
     let folder = openat(mount, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    Dir::new(folder)?.map(|entry| entry.map(|entry| entry.file_name().to_bytes().to_vec())).collect()
+    // Raw: readdir(3) and what imitates it take an ENOENT for the end of the list.
+    let mut buffer = Vec::with_capacity(16 << 10);
+    let mut listing = RawDir::new(folder, buffer.spare_capacity_mut());
+    let mut names = Vec::new();
+    while let Some(entry) = listing.next() {
+        names.push(entry?.file_name().to_bytes().to_vec());
+    }
+    Ok(names)
 }
 
 /// Hides a folder behind an empty one.
@@ -139,10 +146,14 @@ fn mask(place: &OwnedFd, name: &str) -> Step<()> {
 
 /// Hides parts of a carried `/sys`; a folder of that name that the image has is its own.
 fn mask_sys(root: &OwnedFd) -> Step<()> {
-    if !is_in(&names(root).at("list", "/")?, "sys") || !is_mount(root, "sys")? {
+    if !is_in(&names(root).at("list", "/")?, "sys") {
         return Ok(());
     }
+    // Listed, so that not to find it is an error. A link of the image is no mount.
     let sys = inside(root, "sys")?;
+    if mountpoint::same_mount(root, &sys).at("statx", "/sys")? {
+        return Ok(());
+    }
     for path in MASKED_SYS {
         if let Some(place) = below(&sys, path)? {
             mask(&place, path)?;

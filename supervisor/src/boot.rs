@@ -162,6 +162,9 @@ async fn serve(
         Some(Err(error)) => return refuse(120, format!("failed to open the history: {error}")),
         None => Audit::default(),
     };
+    // Asked once, for good: no answer would be a wrong one for every start of a workload.
+    let mapped = IdMap::read().or_else(|text| refuse(125, text))?;
+    let proc = preflight::proc_mode().or_else(|errno| refuse(125, format!("failed to try a procfs: {errno}")))?;
     let mut remembered = Remembered::open(store.as_deref());
     let (events, past) = past(&mut slot, &known, &audit, &mut remembered, &spec, &policy);
     let output = OutputRing::new();
@@ -191,11 +194,11 @@ async fn serve(
         events,
         output,
         kernel_abi: preflight::landlock_abi(),
-        mapped: IdMap::read(),
+        mapped,
         tidy: Arc::default(),
         audit: audit.clone(),
         reaped,
-        proc: preflight::proc_mode(),
+        proc,
         spec,
     });
     own_root(&container, &context, &mut known)?;

@@ -5,6 +5,7 @@
 
 use molt_core::launch::ProcMode;
 use rustix::{
+    io::Errno,
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
     thread::{CapabilitySet, capabilities},
 };
@@ -66,18 +67,17 @@ pub(crate) struct IdMap {
 }
 
 impl IdMap {
-    /// From `/proc/self/uid_map` and `gid_map`. user_namespaces(7).
-    pub(crate) fn read() -> Self {
+    /// From `/proc/self/uid_map` and `gid_map`; the error names the file. user_namespaces(7).
+    pub(crate) fn read() -> Result<Self, String> {
         let map = |file: &str| {
-            let text = std::fs::read_to_string(file).unwrap_or_default();
-            text.lines()
-                .filter_map(|line| {
-                    let numbers: Vec<u32> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-                    Some((*numbers.first()?, *numbers.get(2)?))
-                })
-                .collect()
+            let text = std::fs::read_to_string(file).map_err(|error| format!("failed to read {file}: {error}"))?;
+            let lines = text.lines().filter_map(|line| {
+                let numbers: Vec<u32> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+                Some((*numbers.first()?, *numbers.get(2)?))
+            });
+            Ok::<_, String>(lines.collect())
         };
-        Self { uids: map("/proc/self/uid_map"), gids: map("/proc/self/gid_map") }
+        Ok(Self { uids: map("/proc/self/uid_map")?, gids: map("/proc/self/gid_map")? })
     }
 
     /// Whether both are mapped.
@@ -132,14 +132,19 @@ pub(crate) fn landlock_abi() -> u32 {
 }
 
 /// Whether a fresh procfs can be mounted in a PID namespace of one's own: the kernel refuses it in a user namespace where
-/// the outer one is partly covered. Asked with this one's, which follows the same rule.
-pub(crate) fn proc_mode() -> ProcMode {
+/// the outer one is partly covered. Asked with this one's, which follows the same rule. Any other answer says nothing of
+/// that, and is an error.
+pub(crate) fn proc_mode() -> Result<ProcMode, Errno> {
     let try_it = || -> rustix::io::Result<()> {
         let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_create(&context)?;
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map(drop)
     };
-    if try_it().is_ok() { ProcMode::Fresh } else { ProcMode::Carried }
+    match try_it() {
+        Ok(()) => Ok(ProcMode::Fresh),
+        Err(Errno::PERM | Errno::ACCESS) => Ok(ProcMode::Carried),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// What must be there for anything to work.

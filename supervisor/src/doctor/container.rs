@@ -20,8 +20,12 @@ const MEMORY: u64 = 128 << 20;
 
 /// Every question of this file.
 pub(super) fn all() -> Vec<Finding> {
-    let map = IdMap::read();
-    vec![mode(&map), ids(&map), rights(), seccomp(), devices(), cgroup(Path::new(CGROUP)), memory(Path::new(CGROUP))]
+    let users = match IdMap::read() {
+        Ok(map) => vec![mode(&map), ids(&map)],
+        Err(why) => vec![Finding::lacking("user ids", Grade::Missing, why, "nothing can be started", None)],
+    };
+    let rest = [rights(), seccomp(), devices(), cgroup(Path::new(CGROUP)), memory(Path::new(CGROUP))];
+    users.into_iter().chain(rest).collect()
 }
 
 /// Whose root PID 1 is.

@@ -94,7 +94,7 @@ fn overlay() -> Finding {
             return Finding::lacking("overlayfs", Grade::Missing, format!("{errno}"), costs, Some(mend));
         }
     };
-    if IdMap::read().is_initial() {
+    if IdMap::read().is_ok_and(|map| map.is_initial()) {
         return Finding::ok("overlayfs", "with trusted.overlay.* attributes");
     }
     match fsconfig_set_flag(&context, "userxattr") {
@@ -108,8 +108,15 @@ fn overlay() -> Finding {
 
 fn proc() -> Finding {
     match preflight::proc_mode() {
-        ProcMode::Fresh => Finding::ok("/proc", "a fresh one can be mounted"),
-        ProcMode::Carried => Finding::lacking(
+        Ok(ProcMode::Fresh) => Finding::ok("/proc", "a fresh one can be mounted"),
+        Err(errno) => Finding::lacking(
+            "/proc",
+            Grade::Missing,
+            format!("a fresh one cannot be mounted: {errno}"),
+            "nothing can be started",
+            None,
+        ),
+        Ok(ProcMode::Carried) => Finding::lacking(
             "/proc",
             Grade::Degraded,
             "the kernel refuses a fresh one",

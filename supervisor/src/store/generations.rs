@@ -97,16 +97,19 @@ impl Store {
         if let Err(errno) = fsync(&self.generations) {
             tracing::warn!(%errno, "failed to sync the names of the generations");
         }
-        let names: Vec<String> = Dir::read_from(&self.generations)
-            .map_err(self.failed("list", Generation(0)))?
-            .filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned))
-            .filter(|name| !name.starts_with('.'))
-            .collect();
+        let listed =
+            |errno| StoreError::Call { verb: "list", path: format!("{}/generations", self.path.display()), errno };
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.generations).map_err(listed)? {
+            // A part of the list is none: the rest would be taken for lost. What is not UTF-8 is no generation's.
+            names.extend(entry.map_err(listed)?.file_name().to_str().ok().map(str::to_owned));
+        }
+        names.retain(|name| !name.starts_with('.'));
         for name in names {
             match name.parse::<Generation>() {
                 Ok(number) => {
                     shelved.highest = shelved.highest.max(number.0);
-                    if let Some(record) = self.record(number) {
+                    if let Some(record) = self.record(number)? {
                         if self.marked(number) {
                             shelved.marked = shelved.marked.max(Some(number));
                         }
@@ -121,10 +124,18 @@ impl Store {
         Ok((known, shelved))
     }
 
-    fn record(&self, number: Generation) -> Option<Record> {
-        let folder = self.folder(number).ok()?;
-        let record: Record = serde_json::from_str(&read(&folder, RECORD).ok()?).ok()?;
-        (record.generation == number && record.version <= VERSION).then_some(record)
+    /// What is damaged is none. What could not be read for want of something may be whole, and is an error.
+    fn record(&self, number: Generation) -> Result<Option<Record>, StoreError> {
+        let folder = openat(&self.generations, number.to_string(), FOLDER, Mode::empty());
+        let text = match folder.and_then(|folder| read(&folder, RECORD)) {
+            Ok(text) => text,
+            Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR | Errno::AGAIN)) => {
+                return Err(self.failed("read the record of", number)(errno));
+            }
+            Err(_) => return Ok(None),
+        };
+        let whole = |record: &Record| record.generation == number && record.version <= VERSION;
+        Ok(serde_json::from_str(&text).ok().filter(whole))
     }
 
     /// Removes a generation: renamed away first, so that what is left of it is never taken for one.
