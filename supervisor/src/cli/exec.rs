@@ -12,7 +12,6 @@ use molt_core::wire::ExecOptions;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::{
     io::{AsyncWriteExt as _, ReadHalf, WriteHalf},
-    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
 };
 
@@ -21,6 +20,7 @@ use super::{
     client::Client,
     fault::{FAILED, Fault},
     print::out,
+    signals::{HANGUP, INTERRUPT, Signals, TERMINATE, WINDOW},
 };
 use crate::api::frame::{self, Kind};
 
@@ -64,13 +64,7 @@ fn size() -> (u16, u16) {
 /// Carries everything until the exit status comes, or the connection ends without one.
 pub(crate) async fn relay(connection: TokioIo<Upgraded>, options: &ExecOptions) -> Result<Option<i32>, Fault> {
     let (from, to) = tokio::io::split(connection);
-    let listen = |kind| signal(kind).map_err(|error| Fault::Local(format!("failed to listen for signals: {error}")));
-    let signals = Signals {
-        window: listen(SignalKind::window_change())?,
-        interrupt: listen(SignalKind::interrupt())?,
-        terminate: listen(SignalKind::terminate())?,
-        hangup: listen(SignalKind::hangup())?,
-    };
+    let signals = Signals::listen(&[WINDOW, INTERRUPT, TERMINATE, HANGUP])?;
     let input = options.stdin.then(stdin);
     tokio::select! {
         status = output(from) => status,
@@ -98,22 +92,14 @@ async fn output(mut from: ReadHalf<TokioIo<Upgraded>>) -> Result<Option<i32>, Fa
     Ok(None)
 }
 
-#[derive(Debug)]
-struct Signals {
-    window: Signal,
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
 /// Sends input, window sizes and signals; returns a status only where this side is told to end.
 async fn forward(
     mut to: WriteHalf<TokioIo<Upgraded>>,
     mut input: Option<mpsc::Receiver<Bytes>>,
-    mut signals: Signals,
+    signals: Signals,
     tty: bool,
 ) -> i32 {
-    let mut interrupts = 0;
+    let mut interrupted = false;
     loop {
         let read = async {
             match &mut input {
@@ -129,29 +115,23 @@ async fn forward(
                 // An empty one closes the standard input of the process.
                 frame::encode(Kind::Stdin, &data.unwrap_or_default())
             }
-            _ = signals.window.recv() => {
-                if !tty {
-                    continue;
+            signal = signals.next() => match signal {
+                WINDOW if !tty => continue,
+                WINDOW => {
+                    let (rows, cols) = size();
+                    frame::encode(Kind::Window, format!("{rows} {cols}").as_bytes())
                 }
-                let (rows, cols) = size();
-                frame::encode(Kind::Window, format!("{rows} {cols}").as_bytes())
-            }
-            _ = signals.interrupt.recv() => {
-                interrupts += 1;
-                // A process that does not listen: leave it; it is hung up on.
-                if interrupts > 1 {
-                    return 130;
+                INTERRUPT if interrupted => return 130,
+                INTERRUPT => {
+                    // A process that does not listen is left at the second, and hung up on.
+                    interrupted = true;
+                    frame::encode(Kind::Signal, b"2")
                 }
-                frame::encode(Kind::Signal, b"2")
-            }
-            // In a terminal these are for this program; the process is hung up on when the connection goes.
-            _ = signals.terminate.recv() => {
-                if tty {
-                    return 143;
-                }
-                frame::encode(Kind::Signal, b"15")
-            }
-            _ = signals.hangup.recv() => return 129,
+                // In a terminal these are for this program; the process is hung up on when the connection goes.
+                TERMINATE if tty => return 143,
+                TERMINATE => frame::encode(Kind::Signal, b"15"),
+                _ => return 129,
+            },
         };
         if to.write_all(&frame).await.is_err() {
             // The other half says how it ended.

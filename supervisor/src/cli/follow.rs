@@ -61,7 +61,7 @@ pub(crate) async fn to_the_end(
         biased;
         ended = watch(client, followed, accepted.after_seq, &mut screen) => ended,
         () = limited => Err(Fault::TimedOut(id)),
-        Ok(()) = tokio::signal::ctrl_c() => Err(Fault::Interrupted(id)),
+        () = super::signals::interrupted() => Err(Fault::Interrupted(id)),
     };
     screen.clear();
     ended

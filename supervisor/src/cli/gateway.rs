@@ -205,7 +205,7 @@ impl Client {
                 say(&format!("the wait timed out; revision {revision} is still wanted: molt --gateway … get {name}"));
                 Ok(TIMED_OUT)
             }
-            Ok(()) = tokio::signal::ctrl_c() => {
+            () = super::signals::interrupted() => {
                 say(&format!("revision {revision} is still wanted: molt --gateway … get {name}"));
                 Ok(INTERRUPTED)
             }

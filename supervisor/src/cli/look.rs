@@ -51,7 +51,7 @@ pub(crate) async fn status(printer: Printer, client: &Client, watch: bool) -> Re
                 Ok(changed) => shown = changed,
                 Err(fault) => break Err(fault),
             },
-            Ok(()) = tokio::signal::ctrl_c() => break Ok(0),
+            () = super::signals::interrupted() => break Ok(0),
         }
     };
     if live {

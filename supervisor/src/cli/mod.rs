@@ -18,6 +18,7 @@ mod look;
 mod past;
 mod print;
 mod show;
+mod signals;
 mod status;
 mod stream;
 mod text;

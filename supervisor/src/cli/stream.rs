@@ -83,7 +83,7 @@ async fn items<T: DeserializeOwned + Serialize>(
     tokio::select! {
         ended = read => ended,
         // Following ends by ^C as it should.
-        Ok(()) = tokio::signal::ctrl_c() => Ok(if follow { 0 } else { super::fault::INTERRUPTED }),
+        () = super::signals::interrupted() => Ok(if follow { 0 } else { super::fault::INTERRUPTED }),
     }
 }
 

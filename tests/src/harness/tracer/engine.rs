@@ -159,6 +159,10 @@ impl Engine {
                         self.resume(pid, None)?;
                     }
                 }
+                // What ends an abort. It does not end PID 1 while that is traced (force_sig_info_to_task in kernel/signal.c).
+                WaitStatus::Stopped(pid, Signal::SIGSEGV | Signal::SIGILL | Signal::SIGBUS) if pid == self.first => {
+                    self.kill(pid)?;
+                }
                 WaitStatus::Stopped(pid, signal) => self.resume(pid, Some(signal))?,
                 WaitStatus::Continued(_) | WaitStatus::StillAlive => {}
             }

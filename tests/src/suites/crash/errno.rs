@@ -2,8 +2,8 @@
 //! the next start finds all as promised.
 //!
 //! In: each [`Change`]; the calls a dry run counts; [`ERRNOS`]. One error in the life of a sandbox. Out: a count of faults
-//! by how they ended. With `--long` all, else a share, drawn by `MOLT_TESTS_SEED`. Must not: count an error that was not
-//! met.
+//! by how they ended. With `--long` all, else a share, drawn by `MOLT_TESTS_SEED`; one again by `MOLT_TESTS_POINT=171:EIO`.
+//! Must not: count an error that was not met.
 
 use std::time::Duration;
 
@@ -192,7 +192,10 @@ fn syncs(bed: &Bed) -> anyhow::Result<()> {
 fn every(bed: &Bed, change: Change) -> anyhow::Result<()> {
     let mut chance = Chance::new()?;
     // Shuffled, so that a part of it says something of the whole.
-    let all = chance.shuffled(points(change, &calls(bed, change)?));
+    let mut all = chance.shuffled(points(change, &calls(bed, change)?));
+    if let Some(one) = std::env::var_os("MOLT_TESTS_POINT") {
+        all.retain(|(_, at, errno)| *format!("{at}:{errno:?}") == one);
+    }
     let what = format!("errno sweep (all of {change:?}, MOLT_TESTS_SEED={})", chance.seed());
     sweep(bed, &what, all, Extent::All, strike).with_context(|| what.clone())
 }

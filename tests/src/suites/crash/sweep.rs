@@ -18,7 +18,7 @@ use crate::harness::tally::{self, Tally};
 use crate::harness::tracer::wire::{Made, Which};
 
 /// Sandboxes at once, where every point is wanted.
-const WORKERS: usize = 4;
+const WORKERS: usize = 8;
 /// After so many unrecovered ones the rest says nothing new.
 const ENOUGH: usize = 12;
 
