@@ -10,6 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use nix::sched::CpuSet;
+use nix::unistd::Pid;
 
 use super::ground::Ground;
 use super::scene::{Change, Scene};
@@ -111,6 +113,16 @@ fn differing(one: &[Made], other: &[Made]) -> Vec<String> {
     balance.into_iter().filter(|(_, more)| *more != 0).map(|(call, more)| format!("{more:+} {call}")).collect()
 }
 
+/// This thread and what it starts have one processor: a tracer and what it traces take turns, and waking another processor
+/// for each turn costs more than the turn.
+fn stay_on(worker: usize) -> anyhow::Result<()> {
+    let all = nix::sched::sched_getaffinity(Pid::from_raw(0))?;
+    let there: Vec<usize> = (0..CpuSet::count()).filter(|number| all.is_set(*number).unwrap_or(false)).collect();
+    let mut one = CpuSet::new();
+    one.set(*there.get(worker % there.len().max(1)).context("no processor")?)?;
+    nix::sched::sched_setaffinity(Pid::from_raw(0), &one).context("staying on a processor")
+}
+
 /// Tries `points` as far as `extent` allows; says how many there were. A point is nothing where its call was never made.
 pub(super) fn sweep<P, E>(
     bed: &Bed,
@@ -128,7 +140,10 @@ where
     let todo = Mutex::new(points.into_iter());
     let failures = Mutex::new(Vec::new());
     let endings = Mutex::new(BTreeMap::<Option<E>, usize>::new());
-    let work = || -> anyhow::Result<()> {
+    let work = |worker: usize| -> anyhow::Result<()> {
+        if workers > 1 {
+            stay_on(worker)?;
+        }
         let mut scenes = Scenes { bed, made: BTreeMap::new() };
         loop {
             let late = until.is_some_and(|until| Instant::now() >= until);
@@ -146,8 +161,9 @@ where
             }
         }
     };
+    let work = &work;
     std::thread::scope(|scope| {
-        let all: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let all: Vec<_> = (0..workers).map(|worker| scope.spawn(move || work(worker))).collect();
         all.into_iter().try_for_each(|worker| worker.join().expect("a worker returns its errors"))
     })?;
     let endings = endings.into_inner().unwrap_or_else(PoisonError::into_inner);
