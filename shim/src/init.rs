@@ -10,7 +10,7 @@ use molt_sys::process::exit_now;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
-    process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait},
+    process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open, pidfd_send_signal, wait},
     time::{ClockId, clock_gettime},
 };
 
@@ -24,30 +24,94 @@ use crate::{
 /// Most children reaped in one turn, so that a flood of zombies does not keep signals and messages waiting.
 const REAP_A_TURN: usize = 256;
 
+/// The process whose end is the workload's.
+struct Main {
+    pid: Pid,
+    /// Of one that took over: it may be another's child.
+    pidfd: Option<OwnedFd>,
+    /// It was told to stop.
+    stopping: bool,
+    /// It has ended, and whether another one takes over is not known yet: status, time.
+    ended: Option<(i32, u64)>,
+}
+
+/// Of a main process whose end its own parent alone was told.
+const UNKNOWN: i32 = 255;
+
 /// Runs until the workload ends.
 pub(crate) fn run(control: &OwnedFd, launch: &Launch, main: Pid) -> Step<Infallible> {
     let children = molt_sys::signal::descriptor(&[17]).at("signalfd", "SIGCHLD")?;
     rustix::io::ioctl_fionbio(control, true).at("ioctl", "control")?;
     // The first look at the clock finds the vDSO, which takes longer than all later ones; it belongs before the gap.
     let _ = clock_gettime(ClockId::Monotonic);
+    let mut main = Main { pid: main, pidfd: None, stopping: false, ended: None };
     let mut execs = HashMap::new();
     let mut buffer = Vec::new();
+    let mut dead = false;
     // A child that ended before SIGCHLD was blocked is reaped by this first look.
     loop {
-        let more = reap(control, main, &mut execs);
-        let mut fds = [PollFd::new(control, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
+        let more = reap(control, &mut main, &mut execs);
+        if dead && !more && main.ended.is_none() {
+            // Not among this process's children.
+            main.end(control, UNKNOWN);
+        }
         let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut fds = vec![PollFd::new(control, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
+        let heir = main.pidfd.as_ref().filter(|_| main.ended.is_none());
+        fds.extend(heir.map(|pidfd| PollFd::new(pidfd, PollFlags::IN)));
         match poll(&mut fds, more.then_some(&now)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno).at("poll", "init"),
         }
+        dead = fds.get(2).is_some_and(|heir| heir.revents().contains(PollFlags::IN));
         while let Ok(Some(_)) = molt_sys::signal::receive(&children) {}
-        listen(control, launch, main, &mut execs, &mut buffer);
+        listen(control, launch, &mut main, &mut execs, &mut buffer);
+    }
+}
+
+impl Main {
+    /// It has ended. Does not return where that is the workload's end.
+    fn end(&mut self, control: &OwnedFd, status: i32) {
+        let now = clock_gettime(ClockId::Monotonic);
+        let at = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0);
+        self.ended = Some((status, at));
+        if self.stopping {
+            self.finish(control);
+        }
+        report::tell(control, &FromShim::Left);
+    }
+
+    /// The end of the workload, if its main process has ended; does not return then.
+    fn finish(&self, control: &OwnedFd) {
+        let Some((status, at)) = self.ended else { return };
+        report::tell(control, &FromShim::Exited { status, at });
+        if left_out(Wall::KillGroup) {
+            let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
+        }
+        exit_now(0);
+    }
+
+    /// Another process takes over, if there is one of this number.
+    fn hand_over(&mut self, control: &OwnedFd, number: u32) {
+        let heir = i32::try_from(number).ok().filter(|number| *number > 1).and_then(Pid::from_raw);
+        match heir.map(|pid| (pid, pidfd_open(pid, PidfdFlags::empty()))) {
+            Some((pid, Ok(pidfd))) => *self = Self { pid, pidfd: Some(pidfd), stopping: self.stopping, ended: None },
+            Some((_, Err(_))) | None => self.finish(control),
+        }
+    }
+
+    fn signal(&self, number: i32) {
+        let Some(signal) = Signal::from_named_raw(number).filter(|_| self.ended.is_none()) else { return };
+        // ESRCH: it ended and will be reaped in this same turn.
+        let _ = match &self.pidfd {
+            Some(pidfd) => pidfd_send_signal(pidfd, signal),
+            None => kill_process(self.pid, signal),
+        };
     }
 }
 
 /// Reaps what has ended; true if there may be more. Does not return when the workload itself has ended.
-fn reap(control: &OwnedFd, main: Pid, execs: &mut HashMap<Pid, Kept>) -> bool {
+fn reap(control: &OwnedFd, main: &mut Main, execs: &mut HashMap<Pid, Kept>) -> bool {
     for _ in 0..REAP_A_TURN {
         let (pid, status) = match wait(WaitOptions::NOHANG) {
             Ok(Some(ended)) => ended,
@@ -55,14 +119,8 @@ fn reap(control: &OwnedFd, main: Pid, execs: &mut HashMap<Pid, Kept>) -> bool {
             Ok(None) | Err(_) => return false,
         };
         let status = code(status);
-        if pid == main {
-            let now = clock_gettime(ClockId::Monotonic);
-            let at = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0);
-            report::tell(control, &FromShim::Exited { status, at });
-            if left_out(Wall::KillGroup) {
-                let _ = rustix::process::kill_process_group(main, Signal::KILL);
-            }
-            exit_now(0);
+        if pid == main.pid && main.ended.is_none() {
+            main.end(control, status);
         }
         if let Some(kept) = execs.remove(&pid) {
             report::tell(control, &FromShim::ExecExited { id: kept.id, status });
@@ -71,7 +129,7 @@ fn reap(control: &OwnedFd, main: Pid, execs: &mut HashMap<Pid, Kept>) -> bool {
     true
 }
 
-fn listen(control: &OwnedFd, launch: &Launch, main: Pid, execs: &mut HashMap<Pid, Kept>, buffer: &mut Vec<u8>) {
+fn listen(control: &OwnedFd, launch: &Launch, main: &mut Main, execs: &mut HashMap<Pid, Kept>, buffer: &mut Vec<u8>) {
     loop {
         let fds = match molt_sys::socket::receive(control, buffer) {
             Ok(Some(fds)) => fds,
@@ -79,7 +137,14 @@ fn listen(control: &OwnedFd, launch: &Launch, main: Pid, execs: &mut HashMap<Pid
             Ok(None) | Err(_) => exit_now(0), // PID 1 is gone, or has let go of this generation
         };
         match serde_json::from_slice(buffer) {
-            Ok(ToShim::Signal(number)) => send_signal(main, number),
+            Ok(ToShim::Signal(number)) => main.signal(number),
+            Ok(ToShim::Stop(number)) => {
+                main.stopping = true;
+                main.finish(control);
+                main.signal(number);
+            }
+            Ok(ToShim::Main(number)) => main.hand_over(control, number),
+            Ok(ToShim::End) => main.finish(control),
             Ok(ToShim::SignalExec { id, signal }) => {
                 if let Some(kept) = execs.values().find(|kept| kept.id == id) {
                     kept.signal(signal);
@@ -106,11 +171,4 @@ fn listen(control: &OwnedFd, launch: &Launch, main: Pid, execs: &mut HashMap<Pid
 /// A shell's way to say how a process ended.
 pub(crate) fn code(status: WaitStatus) -> i32 {
     status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal)).unwrap_or(255)
-}
-
-fn send_signal(pid: Pid, number: i32) {
-    if let Some(signal) = Signal::from_named_raw(number) {
-        // ESRCH: it ended and will be reaped in this same turn.
-        let _ = kill_process(pid, signal);
-    }
 }

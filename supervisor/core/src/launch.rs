@@ -216,6 +216,12 @@ pub struct AppliedRule {
 pub enum ToShim {
     /// Send this signal to the workload's main process.
     Signal(i32),
+    /// The same, to stop it: when it has ended nobody is asked whether another process takes its place.
+    Stop(i32),
+    /// Another process of the generation is the main process from now on; its number in the generation's PID namespace.
+    Main(u32),
+    /// The answer to [`FromShim::Left`] where nobody takes its place.
+    End,
     /// Fork a process in the same confinement; its standard streams are the three descriptors sent along.
     Exec(ExecRequest),
     /// Signal an exec'd process.
@@ -277,6 +283,8 @@ pub enum FromShim {
     },
     /// A step failed; nothing was run. The init exits.
     Failed(Failure),
+    /// The main process ended, and was not told to: [`ToShim::Main`] or [`ToShim::End`] is waited for.
+    Left,
     /// The workload's main process ended.
     Exited {
         /// Exit code, or 128 + signal.

@@ -87,7 +87,7 @@ impl Dispatcher {
             && self.state.phase == Phase::Recording
             && let Some(init) = self.serving_init()
         {
-            init.signal(rustix::process::Signal::TERM.as_raw());
+            init.stop(rustix::process::Signal::TERM.as_raw());
             // So that the order shows.
             std::thread::sleep(Duration::from_millis(50));
         }

@@ -31,7 +31,7 @@ use rustix::{
     process::{Signal, pidfd_send_signal},
 };
 use serde::Serialize;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::{Answers, Context, Fault, confine, plan::Policy};
 use crate::{
@@ -42,7 +42,7 @@ use crate::{
     timer::{Instant, timeout_at},
     workload::{
         door::Socket,
-        notify::{Notify, Said},
+        notify::Notify,
         pump::pump,
         run::{Init, Live, Place, hear},
     },
@@ -132,8 +132,8 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
     drop((stdout, stderr, gate_read, exec_write, socket, door_node, spec, stdin));
     rustix::io::ioctl_fionbio(&control, true).map_err(internal)?;
 
-    let (said_sender, said) = watch::channel(Said::default());
-    tokio::spawn(notify.listen(said_sender));
+    let said = notify.said();
+    tokio::spawn(Arc::clone(&notify).listen());
     let generation = order.record.generation;
     let pumps = ours
         .into_iter()
@@ -180,7 +180,7 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
         said,
         default_identity: prepared.default_identity,
     };
-    tokio::spawn(init.follow(order.run, answers));
+    tokio::spawn(init.follow(order.run, notify, answers));
     Ok(live)
 }
 

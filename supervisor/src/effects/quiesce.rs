@@ -29,7 +29,7 @@ pub(crate) async fn stop(
     // What an operator runs there is not the workload's to wait for.
     init.shut();
     if let Patience::Grace(asked) = patience {
-        init.signal(asked.unwrap_or(signal));
+        init.stop(asked.unwrap_or(signal));
         if wait(grace, gone.clone()).await {
             return;
         }

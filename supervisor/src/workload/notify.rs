@@ -1,11 +1,12 @@
 //! The notify socket of a run: what the program says of itself, in the sd_notify(3) protocol.
 //!
-//! In: datagrams at a path bound into the generation. Out: READY, WATCHDOG, STATUS, EXTEND_TIMEOUT_USEC, by watch
-//! channel. Must not: believe anything about another run: each has a socket of its own.
+//! In: datagrams at a path bound into the generation. Out: READY, RELOADING, STOPPING, WATCHDOG, STATUS, MAINPID,
+//! EXTEND_TIMEOUT_USEC, by watch channel. Must not: believe anything about another run: each has a socket of its own.
 
 use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -27,6 +28,8 @@ pub(crate) struct Said {
     pub(crate) extended_until: Option<Instant>,
     /// `STOPPING=1`.
     pub(crate) stopping: bool,
+    /// Last `MAINPID=`: a number in its own PID namespace.
+    pub(crate) main: Option<u32>,
 }
 
 /// A listening socket and the descriptor that is mounted into the generation.
@@ -34,14 +37,18 @@ pub(crate) struct Said {
 pub(crate) struct Notify {
     socket: UnixDatagram,
     path: PathBuf,
+    said: watch::Sender<Said>,
 }
+
+/// Longest message; what is longer is cut.
+const LONGEST: usize = 4096;
 
 /// Most time one message may ask for.
 const LONGEST_EXTENSION: Duration = Duration::from_mins(10);
 
 impl Notify {
     /// Makes the socket below `folder`, writable for everyone who can reach it: only its generation can.
-    pub(crate) fn bind(folder: &Path, instance: u64) -> std::io::Result<(Self, OwnedFd)> {
+    pub(crate) fn bind(folder: &Path, instance: u64) -> std::io::Result<(Arc<Self>, OwnedFd)> {
         use std::os::unix::fs::PermissionsExt as _;
         let path = folder.join(format!("notify-{instance}"));
         match std::fs::remove_file(&path) {
@@ -52,25 +59,39 @@ impl Notify {
         let socket = UnixDatagram::bind(&path)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
         let node = rustix::fs::openat(CWD, &path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-        Ok((Self { socket, path }, node))
+        Ok((Arc::new(Self { socket, path, said: watch::Sender::default() }), node))
     }
 
-    /// Listens until the run is gone (the receiver of `said` is dropped).
-    pub(crate) async fn listen(self, said: watch::Sender<Said>) {
-        let mut buffer = vec![0; 4096];
+    /// What it says, from now on.
+    pub(crate) fn said(&self) -> watch::Receiver<Said> {
+        self.said.subscribe()
+    }
+
+    /// Takes everything that was sent by now.
+    pub(crate) fn hear(&self) {
+        let mut buffer = [0; LONGEST];
+        while let Ok(length) = self.socket.try_recv(&mut buffer) {
+            self.take(buffer.get(..length).unwrap_or_default());
+        }
+    }
+
+    fn take(&self, message: &[u8]) {
+        self.said.send_modify(|said| take(said, &String::from_utf8_lossy(message), Instant::now()));
+    }
+
+    /// Listens until the run is gone (nobody wants to know what was said).
+    pub(crate) async fn listen(self: Arc<Self>) {
+        let mut buffer = vec![0; LONGEST];
         loop {
             tokio::select! {
                 received = self.socket.recv(&mut buffer) => match received {
-                    Ok(length) => {
-                        let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned();
-                        said.send_modify(|said| take(said, &text, Instant::now()));
-                    }
+                    Ok(length) => self.take(buffer.get(..length).unwrap_or_default()),
                     Err(error) => {
                         tracing::warn!(%error, "failed to read the notify socket");
                         return;
                     }
                 },
-                () = said.closed() => return,
+                () = self.said.closed() => return,
             }
         }
     }
@@ -89,6 +110,8 @@ pub(crate) fn take(said: &mut Said, text: &str, now: Instant) {
             Some(("READY", "1")) => said.ready = true,
             Some(("WATCHDOG", "1")) => said.watchdogs += 1,
             Some(("STOPPING", "1")) => said.stopping = true,
+            Some(("RELOADING", "1")) => said.ready = false,
+            Some(("MAINPID", number)) => said.main = number.parse().ok().or(said.main),
             Some(("STATUS", status)) => {
                 said.status = Some(status.chars().filter(|c| !c.is_control()).take(256).collect());
             }
@@ -110,6 +133,8 @@ mod tests {
         let (mut said, now) = (Said::default(), Instant::now());
         take(&mut said, "STATUS=pairing\u{7}\nREADY=1\nX=\nWATCHDOG=1", now);
         assert_eq!((said.ready, said.watchdogs, said.status.as_deref()), (true, 1, Some("pairing")));
+        take(&mut said, "RELOADING=1\nMAINPID=17\nMAINPID=x\nMAINPID=-1", now);
+        assert_eq!((said.ready, said.main), (false, Some(17)));
         take(&mut said, "EXTEND_TIMEOUT_USEC=99999999999999", now);
         assert_eq!(said.extended_until, Some(now + LONGEST_EXTENSION));
         take(&mut said, &format!("STATUS={}", "x".repeat(4000)), now);

@@ -28,7 +28,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
 };
 
-use super::notify::Said;
+use super::notify::{Notify, Said};
 use crate::{clock::mono_ns, rootfs::Rootfs, timer::timeout};
 
 /// The part of a run that tasks share.
@@ -125,6 +125,11 @@ impl Init {
         self.tell(&ToShim::Signal(signal), &[]);
     }
 
+    /// Stops it by a signal: when its main process has ended, the run has.
+    pub(crate) fn stop(&self, signal: i32) {
+        self.tell(&ToShim::Stop(signal), &[]);
+    }
+
     /// Takes a process that joined the run, to be killed with it; false where the run is being stopped.
     pub(crate) fn admit(&self, process: &Arc<AsyncFd<OwnedFd>>) -> bool {
         let mut inside = self.unconfined.lock().unwrap_or_else(PoisonError::into_inner);
@@ -209,13 +214,20 @@ impl Init {
         }
     }
 
-    /// Follows the run to its end.
-    pub(crate) async fn follow(self: Arc<Self>, run: Run, events: mpsc::UnboundedSender<Event>) {
-        let mut exited_at = None;
+    /// Follows the run to its end. Whom the program names as its main process is told to the init, before it is answered
+    /// whether one takes the place of another: who hands over may end right after saying so.
+    pub(crate) async fn follow(self: Arc<Self>, run: Run, notify: Arc<Notify>, events: mpsc::UnboundedSender<Event>) {
+        let (mut exited_at, mut said, mut main) = (None, notify.said(), None);
         loop {
+            let named = said.borrow_and_update().main;
+            if named != main {
+                main = named;
+                self.tell(&ToShim::Main(named.unwrap_or_default()), &[]);
+            }
             let message = tokio::select! {
                 biased;
                 message = self.next() => message,
+                Ok(()) = said.changed() => continue,
                 () = self.wait_gone() => {
                     // Whatever was sent before the end is still in the socket.
                     timeout(Duration::ZERO, self.next()).await.unwrap_or_default()
@@ -228,6 +240,14 @@ impl Init {
                     exited_at = Some(at_ns);
                     let _ = self.swapping.subscribe().wait_for(|swapping| !swapping).await;
                     let _ = events.send(Event::Exited { instance: run.instance, status, at_ns });
+                }
+                Some((FromShim::Left, _)) => {
+                    notify.hear();
+                    let named = notify.said().borrow().main;
+                    // The one who left is not its own heir.
+                    let answer = named.filter(|named| main != Some(*named)).map_or(ToShim::End, ToShim::Main);
+                    main = named;
+                    self.tell(&answer, &[]);
                 }
                 Some((FromShim::ExecExited { id, status }, _)) => {
                     let waiter = self.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);

@@ -16,7 +16,7 @@ use super::image::{Built, Format, ImageBuilder, Layer, Packed, Packing, architec
 use super::process;
 
 /// Variants of `small` that are images as they should be, with programs that may misbehave.
-pub const SMALL: [&str; 26] = [
+pub const SMALL: [&str; 27] = [
     "v1",
     "v2",
     "v3",
@@ -31,6 +31,7 @@ pub const SMALL: [&str; 26] = [
     "notifies",
     "never-notifies",
     "extends",
+    "hands-over",
     "slow-stop",
     "no-entrypoint-file",
     "not-executable",
@@ -106,6 +107,7 @@ pub fn small_as(variant: &str, testd: &Path, packing: Packing, format: Format) -
         "floods" => "flood",
         "notifies" => "notify,ready=300",
         "extends" => "notify,extend=5000,ready=2000",
+        "hands-over" => "notify,hand-over",
         "slow-stop" => "slow-stop=700",
         _ => "",
     };

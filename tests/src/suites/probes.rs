@@ -19,6 +19,8 @@ pub(super) const CASES: &[Case] = &[
     case("probe::tcp_wants_a_connection", tcp),
     case("probe::notify_waits_for_ready", notify),
     case("probe::notify_may_ask_for_more_time", extends),
+    case("probe::notify_names_another_process_the_main_one", |bed| hands_over(bed, Kind::Light)),
+    case("probe::and_in_a_user_namespace", |bed| hands_over(bed, Kind::LightUser)),
     case("probe::startup_goes_before_readiness", startup),
     case("probe::successes_in_a_row_are_counted", successes),
     case("probe::a_miss_below_the_threshold_is_forgiven", forgiven),
@@ -105,6 +107,27 @@ fn extends(bed: &Bed) -> anyhow::Result<()> {
     ensure!(began.elapsed() >= Duration::from_secs(2));
     molt.serves("extends", 2)?;
     molt.sound()
+}
+
+fn hands_over(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
+    let setup = Setup::new(bed, kind, &bed.small("hands-over")?)?;
+    let mut molt = setup.with("/health/readiness", json!({"notify": {}})).start()?;
+    molt.serves("hands-over", 1)?;
+    // Signals reach it, and its end is waited for.
+    molt.expect(0, &["update", &bed.small("notifies")?])?;
+    ensure!(
+        molt.state_file("clean-stop").is_some_and(|text| text.starts_with("hands-over ")),
+        "it was not told to end"
+    );
+    molt.expect(0, &["update", &bed.small("hands-over")?])?;
+    molt.serves("hands-over", 3)?;
+    molt.sound()?;
+    // Its end is the workload's, and its status.
+    let pid = molt.get("/")?["pid"].to_string();
+    molt.molt(&["exec", "--", "kill", "-KILL", &pid])?;
+    let ended = molt.sandbox.wait(SOON)?;
+    ensure!(ended == 137, "{ended}");
+    Ok(())
 }
 
 fn startup(bed: &Bed) -> anyhow::Result<()> {

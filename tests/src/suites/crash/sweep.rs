@@ -141,9 +141,7 @@ where
     let failures = Mutex::new(Vec::new());
     let endings = Mutex::new(BTreeMap::<Option<E>, usize>::new());
     let work = |worker: usize| -> anyhow::Result<()> {
-        if workers > 1 {
-            stay_on(worker)?;
-        }
+        stay_on(worker)?;
         let mut scenes = Scenes { bed, made: BTreeMap::new() };
         loop {
             let late = until.is_some_and(|until| Instant::now() >= until);
