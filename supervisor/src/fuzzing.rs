@@ -121,7 +121,7 @@ pub fn claims(payload: &[u8]) -> Option<(Memory, Memory)> {
     let ratchets = vec![Ratchet { key: "one".to_owned(), seq: 5 }];
     let before = Memory { ratchets, floor: Generation(2), clock: 1_800_000_000 };
     let rules = Rules { audience: "molt:web", max_lifetime_s: 600, keys: &orders.keys };
-    let facts = Facts { memory: Some(&before), confirmed: Some(Generation(5)), now: 1_799_999_000 };
+    let facts = Facts { memory: Some(&before), confirmed: Some(Generation(5)), now: 1_799_999_000, again: false };
     let after = judge(&claims, orders.keys.first()?, rules, facts).ok()?;
     Some((before, after))
 }

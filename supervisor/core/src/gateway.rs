@@ -11,13 +11,15 @@ use crate::{
     code::Code,
     ids::{Generation, ImageRef, UpdateId},
     journal::Revision,
-    wire::{API_VERSION, Document, Outcome, PhaseName, Problem, UpdateView},
+    wire::{API_VERSION, Document, Ordered, Outcome, PhaseName, Problem, UpdateView},
 };
 
 /// Longest policy, in bytes, as everywhere.
 pub const POLICY_BYTES: usize = 1 << 20;
 /// Longest document a sandbox takes from a gateway: a policy, escaped, and what is around it.
 pub const DESIRED_BYTES: usize = 4 << 20;
+/// Longest signed order, in bytes.
+const ORDER_BYTES: usize = 64 << 10;
 /// Longest reason, in characters.
 const REASON: usize = 512;
 
@@ -28,7 +30,8 @@ pub struct Want {
     /// Run this image. From a registry: a gateway has no say over files of the sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageRef>,
-    /// With `image`: under this policy, YAML text. The one in force is kept where absent.
+    /// With `image`: under this policy, YAML text. The one in force is kept where absent. With `order`: the text whose digest
+    /// the order has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
     /// With `image`: take it although it failed before.
@@ -40,7 +43,7 @@ pub struct Want {
     /// Go back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<Back>,
-    /// Kept for signed orders: this version answers `unsupported`.
+    /// Do what this signed order says, a compact JWS. The sandbox judges it as on every other channel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<String>,
     /// Why, in the asker's words; at most 512 characters.
@@ -64,8 +67,14 @@ impl Want {
         if asks.iter().filter(|asked| **asked).count() != 1 {
             return Err("exactly one of image, rollback and order is taken".to_owned());
         }
-        if self.image.is_none() && (self.policy.is_some() || self.force || self.allow_wider) {
-            return Err("policy, force and allowWider go with an image".to_owned());
+        if self.image.is_none() && (self.force || self.allow_wider) {
+            return Err("force and allowWider go with an image".to_owned());
+        }
+        if self.rollback.is_some() && self.policy.is_some() {
+            return Err("a policy goes with an image or an order".to_owned());
+        }
+        if self.order.as_ref().is_some_and(|order| order.len() > ORDER_BYTES || !order.is_ascii()) {
+            return Err("an order is a compact JWS of at most 64 KiB".to_owned());
         }
         if let Some(ImageRef::Layout { .. }) = self.image {
             return Err("an image from a gateway comes from a registry, not from a file of the sandbox".to_owned());
@@ -114,6 +123,11 @@ impl Desired {
             want.check().map_err(unreadable)?;
         }
         Ok(desired)
+    }
+
+    /// Whether a signed order is wanted.
+    pub fn orders(&self) -> bool {
+        self.want.as_ref().is_some_and(|want| want.order.is_some())
     }
 
     /// The entity tag of this document.
@@ -171,6 +185,9 @@ pub struct Report {
     pub update: Option<UpdateView>,
     /// Why no update came of the revision at all.
     pub problem: Option<Problem>,
+    /// Of a signed order that was taken and begins no update: what it was. Left out where Molt was started again since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordered: Option<Ordered>,
 }
 
 /// How far a revision has come.
@@ -384,6 +401,9 @@ mod tests {
             r#"{"image": "localhost/app:2", "rollback": {}}"#,
             r#"{"image": "oci:/tmp/x"}"#,
             r#"{"policy": "version: 1"}"#,
+            r#"{"rollback": {}, "policy": "version: 1"}"#,
+            r#"{"order": "a.b.c", "force": true}"#,
+            r#"{"order": "\u00e4.b.c"}"#,
             r#"{"rollback": {}, "allowWider": true}"#,
             "{}",
         ] {
@@ -395,6 +415,10 @@ mod tests {
         assert_eq!(read(&newer).unwrap_err().revision, Some((ID.to_owned(), 7)));
         let hostile = good.replace("\"image\"", "\"\\u001b[2Jimage\"");
         assert!(!read(&hostile).unwrap_err().why.contains('\u{1b}'), "a gateway writes to a terminal");
+        let long = Want { order: Some("a".repeat(ORDER_BYTES + 1)), ..Want::default() };
+        assert!(long.check().is_err());
+        let order = Want { order: Some("a.b.c".to_owned()), policy: Some("version: 1".to_owned()), ..Want::default() };
+        assert_eq!(order.check(), Ok(()));
         // Fields beside `want` are for those who know them.
         assert!(read(&good.replacen('{', r#"{"more": 1, "#, 1)).is_ok());
     }

@@ -300,6 +300,8 @@ pub struct Facts<'a> {
     pub confirmed: Option<Generation>,
     /// The wall clock, in seconds since 1970.
     pub now: u64,
+    /// The order of this very `seq` was taken for the same revision of a gateway, and nothing was touched by it yet.
+    pub again: bool,
 }
 
 /// Whether what `key` signed may be done now; if so, what the journal must hold before it is.
@@ -310,7 +312,8 @@ pub fn judge(claims: &Claims, key: &OrderKey, rules: Rules<'_>, facts: Facts<'_>
         return Err(Refusal::Audience { said: cut(&claims.aud), wanted: rules.audience.to_owned() });
     }
     let now = in_time(claims, rules, memory.clock, facts.now)?;
-    if let Some(last) = memory.last(&key.id).filter(|last| claims.seq <= *last) {
+    if let Some(last) = memory.last(&key.id).filter(|last| claims.seq < *last || (claims.seq == *last && !facts.again))
+    {
         return Err(Refusal::Replayed { key: key.id.clone(), seq: claims.seq, last });
     }
     allowed(claims, key)?;
@@ -519,7 +522,7 @@ mod tests {
 
     fn judged(claims: &Claims, key: &OrderKey, memory: Option<&Memory>, now: u64) -> Result<Memory, Refusal> {
         let rules = Rules { audience: "molt:web", max_lifetime_s: 600, keys: std::slice::from_ref(key) };
-        judge(claims, key, rules, Facts { memory, confirmed: Some(Generation(5)), now })
+        judge(claims, key, rules, Facts { memory, confirmed: Some(Generation(5)), now, again: false })
     }
 
     fn word(claims: &Claims) -> &'static str {
@@ -585,7 +588,7 @@ mod tests {
         let order = Claims { floor: Some(Generation(4)), ..claims(Operation::Update) };
         assert_eq!(judged(&order, &without, None, NOW).unwrap_err().word(), "forbidden");
         let rules = Rules { audience: "molt:web", max_lifetime_s: 600, keys: &[] };
-        let facts = Facts { memory: None, confirmed: None, now: NOW };
+        let facts = Facts { memory: None, confirmed: None, now: NOW, again: false };
         assert_eq!(judge(&floor(1), &key(), rules, facts).unwrap_err().word(), "floor");
     }
 
@@ -649,7 +652,7 @@ mod tests {
         let (kept, new) = (OrderKey { id: "k0".into(), ..key() }, key());
         let keys = [kept, new.clone()];
         let rules = Rules { audience: "molt:web", max_lifetime_s: 600, keys: &keys };
-        let facts = Facts { memory: Some(&memory), confirmed: None, now: NOW };
+        let facts = Facts { memory: Some(&memory), confirmed: None, now: NOW, again: false };
         let after = judge(&claims(Operation::Confirm), &new, rules, facts).unwrap();
         assert_eq!(after.ratchets.len(), MAX_KEYS);
         assert_eq!((after.last("k0"), after.last("k1"), after.last("release")), (Some(1), None, Some(7)));

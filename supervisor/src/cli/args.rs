@@ -19,7 +19,7 @@ pub(crate) struct Args {
     /// Operator socket [default: /run/molt/molt.sock].
     #[arg(long, global = true, env = "MOLT_SOCKET", value_name = "PATH", hide_env_values = true)]
     pub(crate) socket: Option<PathBuf>,
-    /// Talk to a gateway and not to a supervisor: update, rollback, get, history.
+    /// Talk to a gateway and not to a supervisor: update, rollback, apply-order, get, history.
     #[arg(long, global = true, env = "MOLT_GATEWAY", value_name = "URL", hide_env_values = true)]
     pub(crate) gateway: Option<String>,
     /// Folder with what proves who you are to the gateway: certificate.pem and key.pem, or token; and ca.pem.
@@ -66,6 +66,9 @@ pub(crate) enum Command {
         /// The policy it was signed for, where the token does not hold it.
         #[arg(long, value_name = "FILE")]
         policy: Option<PathBuf>,
+        /// To which sandbox; with --gateway only.
+        #[arg(long, value_name = "NAME")]
+        to: Option<String>,
         #[command(flatten)]
         wait: Wait,
     },

@@ -135,6 +135,11 @@ pub(crate) async fn reject(printer: Printer, client: &Client, wait: Wait) -> Res
     .await
 }
 
+/// An order that was taken, in short.
+pub(crate) fn ordered(ordered: &Ordered) -> String {
+    text::clean(&format!("order {} {} ({}): {}", ordered.key, ordered.seq, ordered.jti, ordered.op.as_str()))
+}
+
 /// `molt apply-order`: what becomes of the order is what becomes of what it asks for.
 pub(crate) async fn order(
     printer: Printer,
@@ -146,8 +151,7 @@ pub(crate) async fn order(
     let jws = read(file)?.trim().to_owned();
     let request = OrderRequest { jws, policy: policy.map(read).transpose()? };
     let ordered: Ordered = client.call(Method::POST, "/v1/orders", Some(&request)).await?;
-    let said = format!("order {} {} ({}) is taken: {}", ordered.key, ordered.seq, ordered.jti, ordered.op.as_str());
-    say(&printer.paint(Tone::Good, &text::clean(&said)));
+    say(&printer.paint(Tone::Good, &format!("{} is taken", self::ordered(&ordered))));
     let Some(id) = ordered.id else {
         printer.document(&ordered, |_| String::new())?;
         return Ok(0);

@@ -104,10 +104,12 @@ pub(crate) async fn run(printer: Printer, url: &str, config: Option<&Path>, comm
     match command {
         Command::Update(args) => client.update(args).await,
         Command::Rollback(args) => client.rollback(args).await,
+        Command::ApplyOrder { file, policy, to, wait } => client.order(to, &file, policy.as_deref(), wait).await,
         Command::Get { name } => client.get(name).await,
         Command::History { name, all: false, kind: None, verify: false } => client.history(name).await,
         _ => Err(Fault::Usage(
-            "by a gateway: update, rollback, get, history; the rest is for the sandbox's own socket, without --gateway"
+            "by a gateway: update, rollback, apply-order, get, history; the rest is for the sandbox's own socket, without \
+             --gateway"
                 .to_owned(),
         )),
     }
@@ -180,6 +182,13 @@ impl Client {
         let name = named(args.name)?;
         let want = Want { rollback: Some(Back { to: args.to }), reason: args.reason, ..Want::default() };
         self.put(&name, &want, args.wait).await
+    }
+
+    async fn order(&self, to: Option<String>, file: &Path, policy: Option<&Path>, wait: Wait) -> Result<u8, Fault> {
+        let name = to.ok_or_else(|| Fault::Usage("for which sandbox? --to NAME".to_owned()))?;
+        let order = Some(change::read(file)?.trim().to_owned());
+        let policy = policy.map(change::read).transpose()?;
+        self.put(&name, &Want { order, policy, ..Want::default() }, wait).await
     }
 
     async fn put(&self, name: &str, want: &Want, limits: Wait) -> Result<u8, Fault> {
@@ -279,6 +288,13 @@ impl Client {
             let status = problem_status(&problem);
             self.printer.fault(&Fault::Problem(problem));
             return Ok(status);
+        }
+        if let Some(report) = report {
+            let order = report.ordered.as_ref();
+            let said = order.map_or_else(|| "the order".to_owned(), |order| change::ordered(order));
+            say(&self.printer.paint(Tone::Good, &format!("{said} is taken by {name}")));
+            self.printer.document(report, |_| String::new())?;
+            return Ok(0);
         }
         say(&format!("something else is wanted of {name} by now, and revision {} came to nothing", view.revision));
         Ok(FAILED)

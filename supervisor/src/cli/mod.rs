@@ -111,7 +111,7 @@ async fn ask(printer: Printer, client: &Client, command: Command) -> Result<u8, 
         Command::Apply(wait) => change::apply(printer, client, wait).await,
         Command::Confirm(wait) => change::confirm(printer, client, wait).await,
         Command::Reject(wait) => change::reject(printer, client, wait).await,
-        Command::ApplyOrder { file, policy, wait } => {
+        Command::ApplyOrder { file, policy, to: None, wait } => {
             change::order(printer, client, &file, policy.as_deref(), wait).await
         }
         Command::Cancel { id, wait } => change::cancel(printer, client, id, wait).await,
@@ -121,7 +121,7 @@ async fn ask(printer: Printer, client: &Client, command: Command) -> Result<u8, 
         Command::Bad { command: Bad::List } => look::bad(printer, client).await,
         Command::Bad { command: Bad::Remove { digest } } => change::forget(client, digest).await,
         Command::Status { watch } => look::status(printer, client, watch).await,
-        Command::History { name: Some(_), .. } | Command::Get { .. } => {
+        Command::History { name: Some(_), .. } | Command::Get { .. } | Command::ApplyOrder { to: Some(_), .. } => {
             Err(Fault::Usage("sandboxes have names with a gateway: --gateway URL".to_owned()))
         }
         Command::History { verify: true, .. } => past::verify(printer, client).await,

@@ -66,7 +66,7 @@ impl Dispatcher {
                 self.collect_now(reply);
             }
             Command::ForgetBad { digest, by, reply } => drop(reply.send(self.forget(digest, &by))),
-            Command::Order { jws, policy, by, reply } => self.read_order(jws, policy, by, reply),
+            Command::Order { jws, policy, by, reply } => self.read_order(jws, policy, by, None, reply),
             Command::Reread { by } => self.reread(by),
             Command::Own { instance, wish, by, reply } => drop(reply.send(self.wish(instance, wish, by))),
             Command::Revision { revision, command } => self.act_on(revision, *command),
@@ -77,6 +77,9 @@ impl Dispatcher {
 
     /// Takes what a gateway wants: the slot that makes the number of its update durable says which revision it is for.
     fn act_on(&mut self, revision: Revision, command: Command) {
+        if let Command::Order { jws, policy, by, reply } = command {
+            return self.read_order(jws, policy, by, Some(revision), reply);
+        }
         let (before, number) = (self.state.slot.revision.clone(), self.state.next_update);
         self.state.slot.revision = Some(Revision { update: UpdateId(number), done: false, ..revision });
         self.command(command);

@@ -5,7 +5,8 @@
 
 use molt_core::{
     code::Code,
-    journal::Slot,
+    ids::UpdateId,
+    journal::{Revision, Slot},
     machine::Target,
     order::{self, Claims, Facts, Operation, Refusal, Rules},
     wire::{Accepted, AuditView, OrderKeyView, Ordered, OrdersView, Problem, RollbackRequest, UpdateRequest},
@@ -30,12 +31,21 @@ const HOLD_S: u64 = 3600;
 pub(crate) struct Read {
     signed: Result<Signed, Refusal>,
     by: String,
+    /// The revision of a gateway that it came as.
+    revision: Option<Revision>,
     reply: Reply<Ordered>,
 }
 
 impl Dispatcher {
     /// Has an order read.
-    pub(super) fn read_order(&mut self, jws: Vec<u8>, policy: Option<String>, by: String, reply: Reply<Ordered>) {
+    pub(super) fn read_order(
+        &mut self,
+        jws: Vec<u8>,
+        policy: Option<String>,
+        by: String,
+        revision: Option<Revision>,
+        reply: Reply<Ordered>,
+    ) {
         if let Err(problem) = self.takes_orders() {
             self.context.audit.refused(&by, "order", problem.code.as_str(), None);
             return drop(reply.send(Err(problem)));
@@ -46,7 +56,7 @@ impl Dispatcher {
             let read = move || token::verify(&context.spec.orders, &jws, policy);
             let gone = || Err(Refusal::Malformed("nobody could read it; send it again".to_owned()));
             let signed = aside::run("order", read).await.unwrap_or_else(gone);
-            let _ = brought.send(Brought::Order(Box::new(Read { signed, by, reply })));
+            let _ = brought.send(Brought::Order(Box::new(Read { signed, by, revision, reply })));
         }));
     }
 
@@ -76,13 +86,13 @@ impl Dispatcher {
     /// Judges an order that was read, makes it durable, and acts on it.
     pub(super) fn ordered(&mut self, read: Read) {
         self.unread_orders = self.unread_orders.saturating_sub(1);
-        let Read { signed, by, reply } = read;
+        let Read { signed, by, revision, reply } = read;
         let answer = match signed {
             Ok(signed) => {
                 let Claims { seq, jti, op, .. } = &signed.claims;
                 let by = format!("order {} {seq} ({jti}) via {by}", signed.key.id);
                 let op = *op;
-                let answer = self.take_order(signed, &by);
+                let answer = self.take_order(signed, &by, revision);
                 self.note_order(&by, op, &answer);
                 answer
             }
@@ -105,7 +115,7 @@ impl Dispatcher {
         }
     }
 
-    fn take_order(&mut self, signed: Signed, by: &str) -> Result<Ordered, Problem> {
+    fn take_order(&mut self, signed: Signed, by: &str, revision: Option<Revision>) -> Result<Ordered, Problem> {
         let Signed { claims, key } = signed;
         // It may have become too late while the token was read.
         self.takes_orders()?;
@@ -117,19 +127,42 @@ impl Dispatcher {
             memory: self.state.slot.orders.as_ref(),
             confirmed: self.state.slot.confirmed,
             now: clock::unix_ms() / 1000,
+            again: self.state.slot.revision.as_ref().is_some_and(|last| {
+                let asked = revision.as_ref().map(|revision| (&revision.gateway, revision.number));
+                !last.done && asked == Some((&last.gateway, last.number))
+            }),
         };
         let memory = order::judge(&claims, &key, rules, facts).map_err(|refusal| refused(&refusal))?;
         self.same_policy(&claims).map_err(|refusal| refused(&refusal))?;
-        let slot = Slot { orders: Some(memory), ..self.state.slot.clone() };
+        // In the same write: an order that was taken for a revision can be taken for it again until it touches something.
+        let begins = matches!(claims.op, Operation::Update | Operation::Rollback);
+        let of_gateway = revision.is_some();
+        let revision = revision.map(|revision| Revision { update: UpdateId(0), done: !begins, ..revision });
+        let mut slot = Slot { orders: Some(memory), ..self.state.slot.clone() };
+        slot.revision = revision.or(slot.revision);
         if let Some(Err(error)) = self.journal.as_mut().map(|journal| journal.record(&slot)) {
             let why = format!("failed to {error}; the order was not acted on: mend that, and send a new one");
             return Err(Problem::new(Code::StoreUnusable, why));
         }
-        self.state.slot.orders = slot.orders;
+        (self.state.slot.orders, self.state.slot.revision) = (slot.orders, slot.revision);
+        if of_gateway
+            && begins
+            && let Some(revision) = &mut self.state.slot.revision
+        {
+            revision.update = UpdateId(self.state.next_update);
+        }
         // From here on it is spent, whatever comes of it.
         let (seq, jti, op) = (claims.seq, claims.jti.clone(), claims.op);
         let after_seq = self.context.events.last();
-        let id = self.act(claims, &key.id, by)?.map(|accepted| accepted.id);
+        let number = self.state.next_update;
+        let acted = self.act(claims, &key.id, by);
+        if let Some(revision) = self.state.slot.revision.as_mut().filter(|_| of_gateway && begins)
+            && self.state.next_update == number
+        {
+            // Nothing came of it, and the number is another's.
+            revision.update = UpdateId(0);
+        }
+        let id = acted?.map(|accepted| accepted.id);
         Ok(Ordered { key: key.id, seq, jti, op, id, after_seq })
     }
 

@@ -233,8 +233,8 @@ async fn report(
     if !is_id(&report.store) || report.api_version != API_VERSION {
         return Err(Refused::new(Code::Invalid, format!("apiVersion must be {API_VERSION}, store 32 hex digits")));
     }
-    if report.update.is_none() && (report.problem.is_none() || report.revision.is_none()) {
-        return Err(Refused::new(Code::Invalid, "a report has an update, or a problem and a revision"));
+    if report.update.is_none() && report.revision.is_none() {
+        return Err(Refused::new(Code::Invalid, "a report has an update or a revision"));
     }
     gateway.store.welcome(&name)?;
     gateway.store.report(&name, report).await?;

@@ -26,6 +26,7 @@ pub mod python;
 pub mod registry;
 pub mod rootless;
 pub mod runtime;
+pub mod signer;
 pub mod snapshot;
 pub mod tally;
 pub mod tar;

@@ -61,6 +61,7 @@ pub fn all() -> Vec<Case> {
         fail_closed::CASES,
         gateway::admission::CASES,
         gateway::faults::CASES,
+        gateway::orders::CASES,
         gateway::renewal::CASES,
         gateway::story::CASES,
         generation_zero::CASES,

@@ -10,7 +10,8 @@ use molt_core::{
     gateway::{Desired, Next, Report, Want, next},
     ids::UpdateId,
     journal::Revision,
-    wire::{API_VERSION, Accepted, Problem, RollbackRequest, UpdateRequest},
+    order::Operation,
+    wire::{API_VERSION, Accepted, Ordered, Problem, RollbackRequest, UpdateRequest},
 };
 use tokio::sync::{oneshot, watch};
 
@@ -27,7 +28,7 @@ pub(super) async fn act(
     shared: &Shared,
     handle: &Handle,
     mut heard: watch::Receiver<Option<Heard>>,
-    refused: &watch::Sender<Option<Report>>,
+    answers: &watch::Sender<Option<Report>>,
 ) {
     let mut view = handle.view.clone();
     let mut pace = Pace::new(shared.settings.retry.as_duration());
@@ -43,11 +44,17 @@ pub(super) async fn act(
             Some(heard) if answered.as_ref().is_some_and(|(of, number)| heard.revision() == (of.as_str(), *number)) => {
             }
             Some(Heard::Unreadable(gateway, revision, why)) => {
-                refuse(shared, refused, &gateway, revision, Problem::new(Code::Invalid, why));
+                refuse(shared, answers, &gateway, revision, Problem::new(Code::Invalid, why));
                 answered = Some((gateway, revision));
             }
             Some(Heard::Desired(desired)) => {
                 let due = match next(&desired, seen.acted.as_ref(), &seen.updates) {
+                    Next::Rest if spent(&desired, seen.acted.as_ref()) => {
+                        // Before Molt was started anew: all that is known is that it was taken.
+                        answer(shared, answers, &desired.gateway, desired.revision, Told::Taken(None));
+                        answered = Some((desired.gateway, desired.revision));
+                        continue;
+                    }
                     Next::Rest | Next::Wait(_) => None,
                     Next::Act => Some(Instant::now()),
                     Next::Again(id) => match again.filter(|(of, _)| *of == id) {
@@ -62,11 +69,18 @@ pub(super) async fn act(
                         pace.well();
                     }
                     match ask(shared, handle, &desired).await {
-                        Ok(accepted) => shown(&mut view, accepted.id).await,
                         // Molt is about to end; the next start goes on from here.
-                        Err(problem) if problem.code == Code::Busy => return std::future::pending().await,
-                        Err(problem) => {
-                            refuse(shared, refused, &desired.gateway, desired.revision, problem);
+                        None => return std::future::pending().await,
+                        Some(Ok(Asked::Begun(id))) => shown(&mut view, id).await,
+                        Some(Ok(Asked::Taken(ordered))) => {
+                            let told = Told::Taken(Some(ordered));
+                            answer(shared, answers, &desired.gateway, desired.revision, told);
+                            answered = Some((desired.gateway, desired.revision));
+                        }
+                        // An order that comes while a workload is being swapped, or many do.
+                        Some(Err(problem)) if problem.status == 503 && desired.orders() => {}
+                        Some(Err(problem)) => {
+                            refuse(shared, answers, &desired.gateway, desired.revision, problem);
                             answered = Some((desired.gateway, desired.revision));
                         }
                     }
@@ -100,17 +114,46 @@ async fn shown(view: &mut watch::Receiver<std::sync::Arc<crate::command::View>>,
     let _ = view.wait_for(has).await;
 }
 
-/// Hands a desired state to the dispatcher.
-async fn ask(shared: &Shared, handle: &Handle, desired: &Desired) -> Result<Accepted, Problem> {
+/// Whether it is an order that was taken and began no update.
+fn spent(desired: &Desired, last: Option<&Revision>) -> bool {
+    desired.orders()
+        && last.is_some_and(|last| {
+            let this = last.gateway == desired.gateway && last.number == desired.revision;
+            this && last.done && last.update == UpdateId(0)
+        })
+}
+
+/// What became of a desired state.
+enum Asked {
+    /// This update.
+    Begun(UpdateId),
+    /// An order, and no update of its own.
+    Taken(Ordered),
+}
+
+/// Hands a desired state to the dispatcher; nothing where that has ended.
+async fn ask(shared: &Shared, handle: &Handle, desired: &Desired) -> Option<Result<Asked, Problem>> {
     let host = format!("{}/{}", shared.dial.host(), desired.gateway.get(..8).unwrap_or_default());
     let (number, update) = (desired.revision, UpdateId(0));
     let revision = Revision { gateway: desired.gateway.clone(), host, number, update, done: false };
-    let want = desired.want.clone().unwrap_or_default();
+    let by = revision.by();
+    let mut want = desired.want.clone().unwrap_or_default();
+    if let Some(order) = want.order.take() {
+        let (reply, answer) = oneshot::channel();
+        let command = Box::new(Command::Order { jws: order.into_bytes(), policy: want.policy, by, reply });
+        handle.commands.send(Command::Revision { revision, command }).await.ok()?;
+        return Some(answer.await.ok()?.map(|ordered| match (ordered.op, ordered.id) {
+            (Operation::Update | Operation::Rollback, Some(id)) => Asked::Begun(id),
+            _ => Asked::Taken(ordered),
+        }));
+    }
     let (reply, answer) = oneshot::channel();
-    let command = Box::new(command(shared, want, revision.by(), reply)?);
-    let gone = || Problem::new(Code::Busy, "molt is stopping");
-    handle.commands.send(Command::Revision { revision, command }).await.map_err(|_| gone())?;
-    answer.await.map_err(|_| gone())?
+    let command = match command(shared, want, by, reply) {
+        Ok(command) => Box::new(command),
+        Err(problem) => return Some(Err(problem)),
+    };
+    handle.commands.send(Command::Revision { revision, command }).await.ok()?;
+    Some(answer.await.ok()?.map(|accepted| Asked::Begun(accepted.id)))
 }
 
 fn command(
@@ -119,17 +162,17 @@ fn command(
     by: String,
     reply: oneshot::Sender<Result<Accepted, Problem>>,
 ) -> Result<Command, Problem> {
-    let Want { image, policy, force, allow_wider, rollback, order, reason } = want;
+    let Want { image, policy, force, allow_wider, rollback, order: _, reason } = want;
     if allow_wider && !shared.settings.allow_wider {
         let why = "this sandbox takes no wider policy from its gateway; spec.gateway.allowWider lets it";
         return Err(Problem::new(Code::PolicyWider, why));
     }
-    match (image, rollback, order) {
-        (Some(image), None, None) => {
+    match (image, rollback) {
+        (Some(image), None) => {
             let request = UpdateRequest { image, policy, stage_only: false, force, allow_wider, reason };
             Ok(Command::Update { request, by, reply })
         }
-        (None, Some(back), None) => {
+        (None, Some(back)) => {
             let request = RollbackRequest { to: back.to, reason };
             Ok(Command::Rollback { request, by, reply })
         }
@@ -137,15 +180,30 @@ fn command(
     }
 }
 
-fn refuse(shared: &Shared, refused: &watch::Sender<Option<Report>>, gateway: &str, revision: u64, problem: Problem) {
+/// What is told of a revision that no update came of.
+enum Told {
+    Taken(Option<Ordered>),
+    Refused(Problem),
+}
+
+fn refuse(shared: &Shared, answers: &watch::Sender<Option<Report>>, gateway: &str, revision: u64, problem: Problem) {
     tracing::warn!(revision, "what the gateway wants is refused: {}", problem.detail);
-    refused.send_replace(Some(Report {
+    answer(shared, answers, gateway, revision, Told::Refused(problem));
+}
+
+fn answer(shared: &Shared, answers: &watch::Sender<Option<Report>>, gateway: &str, revision: u64, told: Told) {
+    let (ordered, problem) = match told {
+        Told::Taken(ordered) => (ordered, None),
+        Told::Refused(problem) => (None, Some(problem)),
+    };
+    answers.send_replace(Some(Report {
         api_version: API_VERSION.to_owned(),
         store: shared.store.clone(),
         gateway: Some(gateway.to_owned()),
         revision: Some(revision),
         settled: true,
         update: None,
-        problem: Some(problem),
+        problem,
+        ordered,
     }));
 }

@@ -74,11 +74,11 @@ pub(crate) async fn run(handle: Handle, settings: spec::Gateway, name: String, s
     }
     let shared = Arc::new(Shared { dial, settings, base: format!("/v1/sandboxes/{name}"), store, back: Notify::new() });
     let (newest, heard) = watch::channel(None);
-    let (problem, refused) = watch::channel(None);
+    let (answers, answered) = watch::channel(None);
     tokio::join!(
         listen::listen(&shared, &handle, &newest),
-        act::act(&shared, &handle, heard, &problem),
-        tell::tell(&shared, &handle, refused),
+        act::act(&shared, &handle, heard, &answers),
+        tell::tell(&shared, &handle, answered),
     );
 }
 

@@ -31,18 +31,18 @@ const PERIOD: Duration = Duration::from_millis(200);
 struct Known {
     gateway: String,
     reports: BTreeSet<UpdateId>,
-    problem: Option<(String, u64)>,
+    answer: Option<(String, u64)>,
 }
 
-pub(super) async fn tell(shared: &Shared, handle: &Handle, mut refused: watch::Receiver<Option<Report>>) {
+pub(super) async fn tell(shared: &Shared, handle: &Handle, mut answers: watch::Receiver<Option<Report>>) {
     let mut view = handle.view.clone();
     let mut pace = Pace::new(shared.settings.retry.as_duration());
     let mut known = Known::default();
     let mut away = false;
     loop {
         let seen = view.borrow_and_update().clone();
-        let problem = refused.borrow_and_update().clone();
-        if let Err(fault) = say(shared, &seen, problem, &mut known).await {
+        let answer = answers.borrow_and_update().clone();
+        if let Err(fault) = say(shared, &seen, answer, &mut known).await {
             // Whether the gateway answers is for the other loop to say; it may be that it only does not listen.
             if !away {
                 tracing::warn!("the gateway was not told what is: {fault}; it is told again");
@@ -56,7 +56,7 @@ pub(super) async fn tell(shared: &Shared, handle: &Handle, mut refused: watch::R
         timer::sleep(PERIOD).await;
         let alive = tokio::select! {
             changed = view.changed() => changed.is_ok(),
-            changed = refused.changed() => changed.is_ok(),
+            changed = answers.changed() => changed.is_ok(),
             () = shared.back.notified() => true,
         };
         if !alive {
@@ -65,11 +65,11 @@ pub(super) async fn tell(shared: &Shared, handle: &Handle, mut refused: watch::R
     }
 }
 
-async fn say(shared: &Shared, view: &View, problem: Option<Report>, known: &mut Known) -> Result<(), Fault> {
+async fn say(shared: &Shared, view: &View, answer: Option<Report>, known: &mut Known) -> Result<(), Fault> {
     let path = format!("{}/status?store={}", shared.base, shared.store);
-    let answer = shared.dial.done(Ask::new(Method::PUT, &path).with(&view.document)?).await?;
+    let said = shared.dial.done(Ask::new(Method::PUT, &path).with(&view.document)?).await?;
     let received: Received =
-        serde_json::from_slice(&answer.body).map_err(|error| Fault::Broken(plain(&error.to_string())))?;
+        serde_json::from_slice(&said.body).map_err(|error| Fault::Broken(plain(&error.to_string())))?;
     if !is_id(&received.gateway) {
         return Err(Fault::Broken("gateway is not 32 hex digits".to_owned()));
     }
@@ -86,11 +86,11 @@ async fn say(shared: &Shared, view: &View, problem: Option<Report>, known: &mut 
         }
     }
     // What it lists is what it has; what it would not take is not offered again before it is another one.
-    if let Some(problem) = problem {
-        let of = problem.gateway.clone().zip(problem.revision);
-        if known.problem != of {
-            send(shared, &problem).await?;
-            known.problem = of;
+    if let Some(answer) = answer {
+        let of = answer.gateway.clone().zip(answer.revision);
+        if known.answer != of {
+            send(shared, &answer).await?;
+            known.answer = of;
         }
     }
     Ok(())
@@ -114,7 +114,8 @@ fn report(shared: &Shared, update: &UpdateView, last: Option<&Revision>) -> Repo
     // An earlier attempt, or an earlier revision, of the same gateway: who asked says which.
     let earlier = || {
         let last = last?;
-        let number = update.by.strip_prefix(&format!("gateway {} revision ", last.host))?.parse().ok()?;
+        let by = update.by.rsplit_once(" via ").map_or(update.by.as_str(), |(_, by)| by);
+        let number = by.strip_prefix(&format!("gateway {} revision ", last.host))?.parse().ok()?;
         Some((last.gateway.clone(), number))
     };
     let (gateway, revision) = asked.map(|asked| (asked.gateway.clone(), asked.number)).or_else(earlier).unzip();
@@ -126,5 +127,6 @@ fn report(shared: &Shared, update: &UpdateView, last: Option<&Revision>) -> Repo
         settled: update.outcome.is_some_and(|outcome| settled(outcome, update.reason)),
         update: Some(update.clone()),
         problem: None,
+        ordered: None,
     }
 }

@@ -5,6 +5,7 @@
 
 pub(super) mod admission;
 pub(super) mod faults;
+pub(super) mod orders;
 pub(super) mod renewal;
 pub(super) mod story;
 
@@ -39,7 +40,7 @@ fn updates_of(molt: &Molt, revision: u64) -> anyhow::Result<Vec<Value>> {
     let by = format!(" revision {revision}");
     let all = history.as_array().context("updates")?.iter();
     Ok(all
-        .filter(|one| one["by"].as_str().is_some_and(|text| text.starts_with("gateway ") && text.ends_with(&by)))
+        .filter(|one| one["by"].as_str().is_some_and(|text| text.contains("gateway ") && text.ends_with(&by)))
         .cloned()
         .collect())
 }

@@ -3,7 +3,7 @@
 //! In: its section of the page; tokens signed by openssl. Out: cases. Must not: sign anything with Molt's own code.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
@@ -18,6 +18,7 @@ use crate::harness::docs::{self, Reader, Section};
 use crate::harness::molt::{Molt, PROGRAM, SOON, Setup};
 use crate::harness::process::{self, Output};
 use crate::harness::runtime::Kind;
+use crate::harness::signer::{Signer, digest_of, pinned};
 use crate::harness::wait;
 
 /// Its section.
@@ -61,67 +62,6 @@ fn as_the_page_says(bed: &Bed) -> anyhow::Result<()> {
     molt.serves("v2", 2)?;
     ensure!(molt.last()?["by"].as_str().is_some_and(|by| by.starts_with("order release 1 (")), "{:#}", molt.last()?);
     molt.sound()
-}
-
-/// Somebody with a private key.
-struct Signer {
-    id: &'static str,
-    folder: PathBuf,
-}
-
-impl Signer {
-    fn new(bed: &Bed, id: &'static str) -> anyhow::Result<Self> {
-        let folder = bed.scratch(id)?;
-        let signer = Self { id, folder };
-        signer.openssl(&["genpkey", "-algorithm", "ed25519", "-out", "private.pem"])?;
-        signer.openssl(&["pkey", "-in", "private.pem", "-pubout", "-out", "public.pem"])?;
-        Ok(signer)
-    }
-
-    fn openssl(&self, words: &[&str]) -> anyhow::Result<()> {
-        let output = Command::new("openssl").args(words).current_dir(&self.folder).output().context("openssl")?;
-        ensure!(output.status.success(), "openssl {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    }
-
-    /// The key as the spec has it, with what it may do.
-    fn key(&self, more: &Value) -> anyhow::Result<Value> {
-        let mut key = json!({"id": self.id, "algorithm": "EdDSA", "operations": ["update"]});
-        key["key"] = json!(fs::read_to_string(self.folder.join("public.pem"))?);
-        if let (Some(key), Some(more)) = (key.as_object_mut(), more.as_object()) {
-            key.extend(more.clone());
-        }
-        Ok(key)
-    }
-
-    /// A token that says `claims` beside what every order says.
-    fn sign(&self, seq: u64, claims: &Value) -> anyhow::Result<String> {
-        let now = u64::try_from(jiff::Timestamp::now().as_second())?;
-        let mut all = json!({"ver": 1, "aud": "molt:tested", "seq": seq, "iat": now, "exp": now + 300,
-            "jti": format!("test-{seq}")});
-        if let (Some(all), Some(claims)) = (all.as_object_mut(), claims.as_object()) {
-            all.extend(claims.clone());
-        }
-        let header = json!({"alg": "EdDSA", "kid": self.id});
-        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let signed = format!("{}.{}", part(&header), part(&all));
-        fs::write(self.folder.join("signed"), &signed)?;
-        self.openssl(&["pkeyutl", "-sign", "-inkey", "private.pem", "-rawin", "-in", "signed", "-out", "signature"])?;
-        let signature = fs::read(self.folder.join("signature"))?;
-        Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
-    }
-}
-
-/// The digest a reference leads to.
-fn digest_of(molt: &Molt, image: &str) -> anyhow::Result<String> {
-    let plan = molt.json(&["update", image, "--dry-run", "--force"])?;
-    Ok(plan["digest"].as_str().context("a digest")?.to_owned())
-}
-
-/// The reference, by digest.
-fn pinned(molt: &Molt, image: &str) -> anyhow::Result<String> {
-    let name = image.rsplit_once(':').context("a tag")?.0;
-    Ok(format!("{name}@{}", digest_of(molt, image)?))
 }
 
 fn send(molt: &Molt, token: &str) -> anyhow::Result<(u16, Value)> {
