@@ -11,7 +11,7 @@ use crate::{
     code::Code,
     ids::{Generation, ImageRef, UpdateId},
     journal::Revision,
-    wire::{API_VERSION, Document, Ordered, Outcome, PhaseName, Problem, UpdateView},
+    wire::{API_VERSION, Document, Event, Ordered, Outcome, PhaseName, Problem, UpdateView},
 };
 
 /// Longest policy, in bytes, as everywhere.
@@ -164,6 +164,26 @@ pub struct Received {
     pub gateway: String,
     /// Updates of the sandbox's store whose reports it has, the last 96.
     pub reports: Vec<UpdateId>,
+    /// Number of the newest event of that store it has, 0 where it has none; nothing where it takes no events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events: Option<u64>,
+}
+
+/// Most events in one [`Batch`].
+pub const BATCH: usize = 64;
+
+/// `POST /v1/sandboxes/{name}/events`: what happened, in the order of its numbers. What the gateway has is left out; numbers
+/// that are missing were lost, or tell of progress.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Batch {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// Names the sandbox's store, which numbers its events.
+    pub store: String,
+    /// At most [`BATCH`]. The evidence of an update is in its report alone.
+    #[schemars(with = "Vec<Event>")]
+    pub events: Vec<serde_json::Value>,
 }
 
 /// `POST /v1/sandboxes/{name}/reports`: how something ended. Taken any number of times, kept once for each `store` and

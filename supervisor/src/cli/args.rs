@@ -19,7 +19,7 @@ pub(crate) struct Args {
     /// Operator socket [default: /run/molt/molt.sock].
     #[arg(long, global = true, env = "MOLT_SOCKET", value_name = "PATH", hide_env_values = true)]
     pub(crate) socket: Option<PathBuf>,
-    /// Talk to a gateway and not to a supervisor: update, rollback, apply-order, get, history.
+    /// Talk to a gateway and not to a supervisor: update, rollback, apply-order, get, history, events.
     #[arg(long, global = true, env = "MOLT_GATEWAY", value_name = "URL", hide_env_values = true)]
     pub(crate) gateway: Option<String>,
     /// Folder with what proves who you are to the gateway: certificate.pem and key.pem, or token; and ca.pem.
@@ -144,6 +144,8 @@ pub(crate) enum Command {
     },
     /// Events.
     Events {
+        /// Of which sandbox; with --gateway only, which has the last 256.
+        name: Option<String>,
         /// Go on with those to come.
         #[arg(short, long)]
         follow: bool,

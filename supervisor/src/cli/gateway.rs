@@ -10,7 +10,7 @@ use hyper::http;
 use molt_core::{
     gateway::{Back, Desired, Report, RevisionView, SandboxRecord, SandboxView, Stage, Want},
     ids::ImageRef,
-    wire::{UpdateView, exit_status},
+    wire::{Event, UpdateView, exit_status},
 };
 use serde::de::DeserializeOwned;
 use tokio::time::{Duration, Instant, sleep};
@@ -105,10 +105,11 @@ pub(crate) async fn run(printer: Printer, url: &str, config: Option<&Path>, comm
         Command::Update(args) => client.update(args).await,
         Command::Rollback(args) => client.rollback(args).await,
         Command::ApplyOrder { file, policy, to, wait } => client.order(to, &file, policy.as_deref(), wait).await,
+        Command::Events { name, follow: false } => client.events(name).await,
         Command::Get { name } => client.get(name).await,
         Command::History { name, all: false, kind: None, verify: false } => client.history(name).await,
         _ => Err(Fault::Usage(
-            "by a gateway: update, rollback, apply-order, get, history; the rest is for the sandbox's own socket, without \
+            "by a gateway: update, rollback, apply-order, get, history, events; the rest is for the sandbox's own socket, without \
              --gateway"
                 .to_owned(),
         )),
@@ -155,6 +156,17 @@ impl Client {
         let reports: Vec<Report> = self.read(&format!("/v1/sandboxes/{name}/reports")).await?;
         let updates: Vec<UpdateView> = reports.into_iter().filter_map(|report| report.update).collect();
         self.printer.document(show::Past::merged(updates, Vec::new()).as_slice(), show::history)?;
+        Ok(0)
+    }
+
+    async fn events(&self, name: Option<String>) -> Result<u8, Fault> {
+        let name = named(name)?;
+        let events: Vec<serde_json::Value> = self.read(&format!("/v1/sandboxes/{name}/events")).await?;
+        self.printer.document(events.as_slice(), |events| {
+            // A newer Molt may tell of more than this one knows.
+            let known = events.iter().filter_map(|event| serde_json::from_value(event.clone()).ok());
+            known.map(|event: Event| super::stream::event_line(&event) + "\n").collect()
+        })?;
         Ok(0)
     }
 

@@ -121,7 +121,10 @@ async fn ask(printer: Printer, client: &Client, command: Command) -> Result<u8, 
         Command::Bad { command: Bad::List } => look::bad(printer, client).await,
         Command::Bad { command: Bad::Remove { digest } } => change::forget(client, digest).await,
         Command::Status { watch } => look::status(printer, client, watch).await,
-        Command::History { name: Some(_), .. } | Command::Get { .. } | Command::ApplyOrder { to: Some(_), .. } => {
+        Command::History { name: Some(_), .. }
+        | Command::Events { name: Some(_), .. }
+        | Command::Get { .. }
+        | Command::ApplyOrder { to: Some(_), .. } => {
             Err(Fault::Usage("sandboxes have names with a gateway: --gateway URL".to_owned()))
         }
         Command::History { verify: true, .. } => past::verify(printer, client).await,
@@ -130,7 +133,7 @@ async fn ask(printer: Printer, client: &Client, command: Command) -> Result<u8, 
         Command::Show { what, evidence } => look::show(printer, client, what, evidence).await,
         Command::Diff { from, to } => look::diff(printer, client, from, to).await,
         Command::Probe { kind } => look::probe(printer, client, kind).await,
-        Command::Events { follow } => stream::events(printer, client, follow).await,
+        Command::Events { name: None, follow } => stream::events(printer, client, follow).await,
         Command::Logs { follow, tail } => stream::logs(printer, client, follow, tail).await,
         Command::Exec(args) => exec::exec(client, args).await,
         // `run` has done these.

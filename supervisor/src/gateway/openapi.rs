@@ -5,8 +5,8 @@
 
 use axum::{http::StatusCode, response::Response};
 use molt_core::{
-    gateway::{Desired, Received, Report, RevisionView, SandboxRecord, SandboxView, Want},
-    wire::Document,
+    gateway::{Batch, Desired, Received, Report, RevisionView, SandboxRecord, SandboxView, Want},
+    wire::{Document, Event},
 };
 use serde_json::Value;
 
@@ -53,6 +53,12 @@ const OPERATIONS: &[Operation] = &[
     Operation::new("get", "/v1/sandboxes/{name}/reports", "listReports", "Operator: reports, as they came.")
         .with(&[NAME])
         .gives(many::<Report>, "Reports."),
+    Operation::new("post", "/v1/sandboxes/{name}/events", "postEvents", "Sandbox: what happened.")
+        .with(&[NAME])
+        .needs(one::<Batch>),
+    Operation::new("get", "/v1/sandboxes/{name}/events", "listEvents", "Operator: the last events, as they came.")
+        .with(&[NAME])
+        .gives(many::<Event>, "Events."),
     Operation::new(
         "get",
         "/v1/sandboxes/{name}/revisions/{revision}",

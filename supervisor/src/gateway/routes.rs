@@ -17,7 +17,7 @@ use axum::{
 use bytes::Bytes;
 use molt_core::{
     code::Code,
-    gateway::{Desired, Received, Report, Want, is_id},
+    gateway::{BATCH, Batch, Desired, Received, Report, Want, is_id},
     wire::API_VERSION,
 };
 use serde::Deserialize;
@@ -69,6 +69,7 @@ pub(super) fn router(gateway: Shared) -> Router {
         .route("/v1/sandboxes/{name}/desired", get(desired).put(want))
         .route("/v1/sandboxes/{name}/status", put(status))
         .route("/v1/sandboxes/{name}/reports", post(report).get(reports))
+        .route("/v1/sandboxes/{name}/events", post(happened).get(events))
         .route("/v1/sandboxes/{name}/revisions/{revision}", get(revision))
         .route("/v1/openapi.json", get(openapi::openapi))
         .fallback(async || Refused::new(Code::NotFound, "there is no such path; docs/GATEWAY.md lists them"))
@@ -218,8 +219,32 @@ async fn status(
         return Err(Refused::new(Code::Invalid, "store must be 32 hex digits, the document a status of that sandbox"));
     }
     gateway.store.welcome(&name)?;
-    let reports = gateway.store.status(&name, &origin.store, document).await?;
-    Ok(json(StatusCode::OK, &Received { gateway: gateway.store.id().to_owned(), reports }))
+    let (reports, last) = gateway.store.status(&name, &origin.store, document).await?;
+    Ok(json(StatusCode::OK, &Received { gateway: gateway.store.id().to_owned(), reports, events: Some(last) }))
+}
+
+/// `POST /v1/sandboxes/{name}/events`.
+async fn happened(
+    State(gateway): State<Shared>,
+    Extension(asker): Extension<Asker>,
+    Path(name): Path<String>,
+    Input(batch): Input<Batch>,
+) -> Answer {
+    asker.is_sandbox(&name)?;
+    if !is_id(&batch.store) || batch.api_version != API_VERSION || batch.events.len() > BATCH {
+        let why = format!("apiVersion must be {API_VERSION}, store 32 hex digits; at most {BATCH} events");
+        return Err(Refused::new(Code::Invalid, why));
+    }
+    gateway.store.welcome(&name)?;
+    gateway.store.happened(&name, &batch.store, batch.events).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `GET /v1/sandboxes/{name}/events`.
+async fn events(State(gateway): State<Shared>, Extension(asker): Extension<Asker>, Path(name): Path<String>) -> Answer {
+    gateway.guard.operator(&asker)?;
+    let events = gateway.store.events(&name).ok_or_else(|| missing(&name))?;
+    Ok(json(StatusCode::OK, &events))
 }
 
 /// `POST /v1/sandboxes/{name}/reports`.

@@ -34,6 +34,8 @@ const REVISIONS: usize = 64;
 const REPORTS: usize = 96;
 /// Of these, the last so many with their evidence.
 const EVIDENCE: usize = 16;
+/// Events kept of each.
+const EVENTS: usize = 256;
 
 /// One thing that was wanted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,6 +64,9 @@ struct Kept {
     seen: Option<String>,
     /// As they came.
     reports: Vec<Report>,
+    /// Of the store above, by rising numbers.
+    #[serde(default)]
+    events: Vec<serde_json::Value>,
 }
 
 /// `gateway.json`.
@@ -230,15 +235,42 @@ impl Store {
         name: &str,
         store: &str,
         status: serde_json::Value,
-    ) -> Result<Vec<UpdateId>, Problem> {
+    ) -> Result<(Vec<UpdateId>, u64), Problem> {
         self.change(name, |kept| {
-            kept.store = Some(store.to_owned());
+            kept.of_store(store);
             kept.status = Some(status);
             kept.seen = Some(log::now());
             let of_it = kept.reports.iter().filter(|report| report.store == store);
-            Ok(of_it.filter_map(|report| report.update.as_ref()).map(|update| update.id).collect())
+            let reports = of_it.filter_map(|report| report.update.as_ref()).map(|update| update.id).collect();
+            Ok((reports, kept.last_event()))
         })
         .await
+    }
+
+    /// Takes events, each once.
+    pub(super) async fn happened(
+        &self,
+        name: &str,
+        store: &str,
+        events: Vec<serde_json::Value>,
+    ) -> Result<(), Problem> {
+        self.change(name, |kept| {
+            kept.of_store(store);
+            for event in events {
+                if number(&event) > kept.last_event() {
+                    kept.events.push(event);
+                }
+            }
+            let excess = kept.events.len().saturating_sub(EVENTS);
+            kept.events.drain(..excess);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Its events, as they came.
+    pub(super) fn events(&self, name: &str) -> Option<Vec<serde_json::Value>> {
+        self.entry(name, |entry| entry.kept.events.clone())
     }
 
     /// Takes a report, once.
@@ -288,6 +320,11 @@ impl Store {
     }
 }
 
+/// The number of an event.
+fn number(event: &serde_json::Value) -> u64 {
+    event.get("seq").and_then(serde_json::Value::as_u64).unwrap_or(0)
+}
+
 impl Entry {
     fn new(kept: Kept) -> Self {
         Self { kept: Arc::new(kept), changes: watch::Sender::new(0), turn: Arc::default() }
@@ -305,7 +342,20 @@ impl Kept {
             status: None,
             seen: None,
             reports: Vec::new(),
+            events: Vec::new(),
         }
+    }
+
+    /// What it says is of this store from now on; another one's events have other numbers.
+    fn of_store(&mut self, store: &str) {
+        if self.store.as_deref() != Some(store) {
+            self.store = Some(store.to_owned());
+            self.events.clear();
+        }
+    }
+
+    fn last_event(&self) -> u64 {
+        self.events.last().map_or(0, number)
     }
 
     /// The status, where it is understood.

@@ -4,22 +4,24 @@
 //! not. Must not: forget a report before the gateway has it: the history keeps the last 64 over restarts, and nothing is
 //! believed to be known but what the gateway lists.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use http::Method;
 use hyper::http;
 use molt_core::{
-    gateway::{Received, Report, is_id, plain, settled},
+    gateway::{BATCH, Batch, Received, Report, is_id, plain, settled},
     ids::UpdateId,
     journal::Revision,
     wire::{API_VERSION, UpdateView},
 };
+use serde_json::Value;
 use tokio::sync::watch;
 
 use super::{Shared, pace::Pace};
 use crate::{
     command::{Handle, View},
     gateway::dial::{Ask, Fault},
+    observe::events::EventLog,
     timer,
 };
 
@@ -42,7 +44,7 @@ pub(super) async fn tell(shared: &Shared, handle: &Handle, mut answers: watch::R
     loop {
         let seen = view.borrow_and_update().clone();
         let answer = answers.borrow_and_update().clone();
-        if let Err(fault) = say(shared, &seen, answer, &mut known).await {
+        if let Err(fault) = say(shared, &handle.events, &seen, answer, &mut known).await {
             // Whether the gateway answers is for the other loop to say; it may be that it only does not listen.
             if !away {
                 tracing::warn!("the gateway was not told what is: {fault}; it is told again");
@@ -65,7 +67,13 @@ pub(super) async fn tell(shared: &Shared, handle: &Handle, mut answers: watch::R
     }
 }
 
-async fn say(shared: &Shared, view: &View, answer: Option<Report>, known: &mut Known) -> Result<(), Fault> {
+async fn say(
+    shared: &Shared,
+    events: &EventLog,
+    view: &View,
+    answer: Option<Report>,
+    known: &mut Known,
+) -> Result<(), Fault> {
     let path = format!("{}/status?store={}", shared.base, shared.store);
     let said = shared.dial.done(Ask::new(Method::PUT, &path).with(&view.document)?).await?;
     let received: Received =
@@ -85,6 +93,9 @@ async fn say(shared: &Shared, view: &View, answer: Option<Report>, known: &mut K
             }
         }
     }
+    if let Some(last) = received.events {
+        tell_events(shared, events, last).await?;
+    }
     // What it lists is what it has; what it would not take is not offered again before it is another one.
     if let Some(answer) = answer {
         let of = answer.gateway.clone().zip(answer.revision);
@@ -92,6 +103,25 @@ async fn say(shared: &Shared, view: &View, answer: Option<Report>, known: &mut K
             send(shared, &answer).await?;
             known.answer = of;
         }
+    }
+    Ok(())
+}
+
+/// What happened since event `last`, but the progress of layers.
+async fn tell_events(shared: &Shared, events: &EventLog, last: u64) -> Result<(), Fault> {
+    let told = |(_, text): (u64, Arc<[u8]>)| {
+        let mut event: Value =
+            serde_json::from_slice(&text).ok().filter(|event: &Value| event["type"] != "progress")?;
+        if let Some(evidence) = event.pointer_mut("/result/evidence") {
+            evidence.take();
+        }
+        Some(event)
+    };
+    let all: Vec<Value> = events.after(last).into_iter().filter_map(told).collect();
+    for events in all.chunks(BATCH) {
+        let batch = Batch { api_version: API_VERSION.to_owned(), store: shared.store.clone(), events: events.to_vec() };
+        let path = format!("{}/events", shared.base);
+        shared.dial.done(Ask::new(Method::POST, &path).with(&batch)?).await?;
     }
     Ok(())
 }

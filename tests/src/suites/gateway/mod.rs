@@ -62,6 +62,15 @@ fn agreed(gateway: &Gateway, molt: &Molt) -> anyhow::Result<Value> {
         let ids: Vec<&Value> = told.iter().map(|update| &update["id"]).collect();
         ensure!(ids.windows(2).all(|pair| pair[0] != pair[1]), "told twice: {ids:?}");
         ensure!(told.len() == truth.len(), "{} of {} updates were told", told.len(), truth.len());
+        let events = gateway.json(&["events", "tested"])?;
+        let seqs: Vec<u64> =
+            events.as_array().context("events")?.iter().filter_map(|one| one["seq"].as_u64()).collect();
+        ensure!(!seqs.is_empty() && seqs.windows(2).all(|pair| pair[0] < pair[1]), "{seqs:?}");
+        let newest = truth.iter().filter_map(|update| update["event"].as_u64()).max();
+        ensure!(
+            newest.is_none_or(|newest| seqs.contains(&newest)),
+            "no event tells of the end of the newest: {seqs:?}"
+        );
         Ok(record)
     })
 }
