@@ -1,14 +1,17 @@
-//! A loopback port that leads to a Unix socket, for clients that know no other way.
+//! A loopback port that leads somewhere else, for clients that know no other way, and to count what they say.
 //!
-//! In: the socket. Out: a port, as long as it is held. Must not: look at what it carries.
+//! In: a Unix socket, or an address. Out: a port, as long as it is held; bytes. Must not: look at what it carries.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+
+use rustix::net::Shutdown as Half;
 
 /// The port; closed when dropped.
 #[derive(Debug)]
@@ -16,26 +19,44 @@ pub struct Forward {
     /// Where it is.
     pub address: SocketAddr,
     over: Arc<AtomicBool>,
+    carried: Arc<AtomicU64>,
 }
 
 impl Forward {
     /// Leads to `socket`.
     pub fn to(socket: &Path) -> io::Result<Self> {
+        let socket = socket.to_owned();
+        Self::start(move || UnixStream::connect(&socket).map(OwnedFd::from))
+    }
+
+    /// Leads to `address`.
+    pub fn to_tcp(address: SocketAddr) -> io::Result<Self> {
+        Self::start(move || TcpStream::connect(address).map(OwnedFd::from))
+    }
+
+    fn start(connect: impl Fn() -> io::Result<OwnedFd> + Send + 'static) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
-        let (over, socket) = (Arc::new(AtomicBool::new(false)), socket.to_owned());
-        let seen = Arc::clone(&over);
+        let (over, carried) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (seen, count) = (Arc::clone(&over), Arc::clone(&carried));
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 if seen.load(Ordering::Relaxed) {
                     return;
                 }
-                let socket = socket.clone();
                 // One that breaks off is the client's to notice.
-                thread::spawn(move || drop(carry(&stream, &socket)));
+                if let Ok(server) = connect() {
+                    let count = Arc::clone(&count);
+                    thread::spawn(move || drop(carry(&stream, server, &count)));
+                }
             }
         });
-        Ok(Self { address, over })
+        Ok(Self { address, over, carried })
+    }
+
+    /// Bytes so far, both ways.
+    pub fn carried(&self) -> u64 {
+        self.carried.load(Ordering::Relaxed)
     }
 }
 
@@ -47,16 +68,28 @@ impl Drop for Forward {
     }
 }
 
-fn carry(client: &TcpStream, socket: &PathBuf) -> io::Result<()> {
-    let server = UnixStream::connect(socket)?;
-    let (mut from, mut to) = (client.try_clone()?, server.try_clone()?);
+fn carry(client: &TcpStream, server: OwnedFd, count: &Arc<AtomicU64>) -> io::Result<()> {
+    let (from, to, other) = (client.try_clone()?, server.try_clone()?, Arc::clone(count));
     let up = thread::spawn(move || {
-        let _ = io::copy(&mut from, &mut to);
-        let _ = to.shutdown(Shutdown::Write);
+        let _ = copy(from, std::fs::File::from(to.try_clone()?), &other);
+        Ok::<_, io::Error>(rustix::net::shutdown(&to, Half::Write)?)
     });
-    let _ = io::copy(&mut &server, &mut &*client);
+    let _ = copy(std::fs::File::from(server.try_clone()?), client, count);
     let _ = client.shutdown(Shutdown::Both);
-    let _ = server.shutdown(Shutdown::Both);
+    let _ = rustix::net::shutdown(&server, Half::Both);
     let _ = up.join();
     Ok(())
+}
+
+fn copy(mut from: impl Read, mut to: impl Write, count: &AtomicU64) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(()),
+            length => {
+                count.fetch_add(length as u64, Ordering::Relaxed);
+                to.write_all(&buffer[..length])?;
+            }
+        }
+    }
 }

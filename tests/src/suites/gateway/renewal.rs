@@ -12,6 +12,7 @@ use super::{agreed, known, pair};
 use crate::harness::{
     bed::Bed,
     cases::{Case, case},
+    forward::Forward,
     gateway::{Between, Gateway, calls},
     molt::{Molt, SOON, Setup},
     process,
@@ -24,6 +25,7 @@ pub(in crate::suites) const CASES: &[Case] = &[
     case("gateway::certificates_and_authorities_are_renewed_while_it_runs", |bed| renewed(bed, "poll")),
     case("gateway::a_stream_ends_for_a_renewed_certificate", |bed| renewed(bed, "stream")),
     case("gateway::costs_little_at_rest_and_is_heard_at_once", figures).alone(),
+    case("gateway::costs_so_many_bytes_an_hour_at_rest", bytes).long(),
 ];
 
 /// Puts credentials in the place of others: half of them first, as who copies them does.
@@ -118,6 +120,31 @@ fn heard(bed: &Bed, molt: &Molt, gateway: &Gateway, by_gateway: bool) -> anyhow:
     }
     delays.sort_unstable();
     Ok(delays[2])
+}
+
+/// With the settings of the documentation's spec: no wait and no pause of the tests'.
+fn bytes(bed: &Bed) -> anyhow::Result<()> {
+    // Two of the client's own silences.
+    const REST: Duration = Duration::from_secs(120);
+    for listen in ["poll", "stream"] {
+        let gateway = Gateway::start(bed, &["tested"])?;
+        let relay = Forward::to_tcp(gateway.address)?;
+        let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/health/readiness/period", json!("1h"));
+        let mut setup =
+            calls(setup.with("/health/monitor", json!("0s")), &gateway.of("tested"), relay.address, listen)?;
+        for name in ["wait", "retry"] {
+            setup.spec["spec"]["gateway"].as_object_mut().context("a gateway")?.remove(name);
+        }
+        let molt = setup.start()?;
+        known(&gateway)?;
+        agreed(&gateway, &molt)?;
+        let before = relay.carried();
+        std::thread::sleep(REST);
+        let bytes = (relay.carried() - before) * 3600 / REST.as_secs();
+        println!("{listen}: {bytes} bytes an hour at rest, both ways, TLS included");
+        ensure!(bytes < 200_000, "{listen}: {bytes} bytes an hour");
+    }
+    Ok(())
 }
 
 /// What follows from rest is measured; what is promised is that it stays in proportion.
