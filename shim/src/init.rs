@@ -29,6 +29,8 @@ struct Main {
     pid: Pid,
     /// Of one that took over: it may be another's child.
     pidfd: Option<OwnedFd>,
+    /// The pidfd says that it has ended; it is among this process's children, or is not.
+    gone: bool,
     /// It was told to stop.
     stopping: bool,
     /// It has ended, and whether another one takes over is not known yet: status, time.
@@ -44,15 +46,14 @@ pub(crate) fn run(control: &OwnedFd, launch: &Launch, main: Pid) -> Step<Infalli
     rustix::io::ioctl_fionbio(control, true).at("ioctl", "control")?;
     // The first look at the clock finds the vDSO, which takes longer than all later ones; it belongs before the gap.
     let _ = clock_gettime(ClockId::Monotonic);
-    let mut main = Main { pid: main, pidfd: None, stopping: false, ended: None };
+    let mut main = Main { pid: main, pidfd: None, gone: false, stopping: false, ended: None };
     let mut execs = HashMap::new();
     let mut buffer = Vec::new();
-    let mut dead = false;
     // A child that ended before SIGCHLD was blocked is reaped by this first look.
     loop {
         let more = reap(control, &mut main, &mut execs);
-        if dead && !more && main.ended.is_none() {
-            // Not among this process's children.
+        if main.gone && !more && main.ended.is_none() {
+            // Not among them.
             main.end(control, UNKNOWN);
         }
         let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -63,7 +64,7 @@ pub(crate) fn run(control: &OwnedFd, launch: &Launch, main: Pid) -> Step<Infalli
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno).at("poll", "init"),
         }
-        dead = fds.get(2).is_some_and(|heir| heir.revents().contains(PollFlags::IN));
+        main.gone = fds.get(2).is_some_and(|heir| heir.revents().contains(PollFlags::IN));
         while let Ok(Some(_)) = molt_sys::signal::receive(&children) {}
         listen(control, launch, &mut main, &mut execs, &mut buffer);
     }
@@ -75,10 +76,10 @@ impl Main {
         let now = clock_gettime(ClockId::Monotonic);
         let at = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0);
         self.ended = Some((status, at));
-        if self.stopping {
+        // Nobody answers a question that could not be asked.
+        if self.stopping || report::send(control, &FromShim::Left, &[]).is_err() {
             self.finish(control);
         }
-        report::tell(control, &FromShim::Left);
     }
 
     /// The end of the workload, if its main process has ended; does not return then.
@@ -95,7 +96,9 @@ impl Main {
     fn hand_over(&mut self, control: &OwnedFd, number: u32) {
         let heir = i32::try_from(number).ok().filter(|number| *number > 1).and_then(Pid::from_raw);
         match heir.map(|pid| (pid, pidfd_open(pid, PidfdFlags::empty()))) {
-            Some((pid, Ok(pidfd))) => *self = Self { pid, pidfd: Some(pidfd), stopping: self.stopping, ended: None },
+            Some((pid, Ok(pidfd))) => {
+                *self = Self { pid, pidfd: Some(pidfd), gone: false, stopping: self.stopping, ended: None }
+            }
             Some((_, Err(_))) | None => self.finish(control),
         }
     }
