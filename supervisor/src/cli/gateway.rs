@@ -303,7 +303,7 @@ impl Client {
         }
         if let Some(report) = report {
             let order = report.ordered.as_ref();
-            let said = order.map_or_else(|| "the order".to_owned(), |order| change::ordered(order));
+            let said = order.map_or_else(|| "the order".to_owned(), change::ordered);
             say(&self.printer.paint(Tone::Good, &format!("{said} is taken by {name}")));
             self.printer.document(report, |_| String::new())?;
             return Ok(0);

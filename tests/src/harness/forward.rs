@@ -47,7 +47,7 @@ impl Forward {
                 // One that breaks off is the client's to notice.
                 if let Ok(server) = connect() {
                     let count = Arc::clone(&count);
-                    thread::spawn(move || drop(carry(&stream, server, &count)));
+                    thread::spawn(move || drop(carry(&stream, &server, &count)));
                 }
             }
         });
@@ -68,7 +68,7 @@ impl Drop for Forward {
     }
 }
 
-fn carry(client: &TcpStream, server: OwnedFd, count: &Arc<AtomicU64>) -> io::Result<()> {
+fn carry(client: &TcpStream, server: &OwnedFd, count: &Arc<AtomicU64>) -> io::Result<()> {
     let (from, to, other) = (client.try_clone()?, server.try_clone()?, Arc::clone(count));
     let up = thread::spawn(move || {
         let _ = copy(from, std::fs::File::from(to.try_clone()?), &other);
@@ -76,7 +76,7 @@ fn carry(client: &TcpStream, server: OwnedFd, count: &Arc<AtomicU64>) -> io::Res
     });
     let _ = copy(std::fs::File::from(server.try_clone()?), client, count);
     let _ = client.shutdown(Shutdown::Both);
-    let _ = rustix::net::shutdown(&server, Half::Both);
+    let _ = rustix::net::shutdown(server, Half::Both);
     let _ = up.join();
     Ok(())
 }

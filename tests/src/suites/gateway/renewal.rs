@@ -125,7 +125,7 @@ fn heard(bed: &Bed, molt: &Molt, gateway: &Gateway, by_gateway: bool) -> anyhow:
 /// With the settings of the documentation's spec: no wait and no pause of the tests'.
 fn bytes(bed: &Bed) -> anyhow::Result<()> {
     // Two of the client's own silences.
-    const REST: Duration = Duration::from_secs(120);
+    const REST: Duration = Duration::from_mins(2);
     for listen in ["poll", "stream"] {
         let gateway = Gateway::start(bed, &["tested"])?;
         let relay = Forward::to_tcp(gateway.address)?;
