@@ -48,7 +48,9 @@ impl Holdings {
         counts.extend(spaces.iter().map(|(space, all)| (format!("namespaces {space}"), all.len() as u64)));
         // Those of files that have no name any more, too.
         let store = rustix::fs::statvfs(&molt.store)?;
-        counts.insert("inodes of the store".to_owned(), store.f_files - store.f_ffree);
+        // The history is cut into four files at most, by its length alone.
+        let rotated = (1..=3).filter(|number| molt.store.join(format!("history.jsonl.{number}")).exists()).count();
+        counts.insert("inodes of the store".to_owned(), store.f_files - store.f_ffree - rotated as u64);
         Ok(Self { counts, memory: memory(pid)? })
     }
 
