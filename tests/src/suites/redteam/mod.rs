@@ -75,12 +75,15 @@ fn everywhere(bed: &Bed, kind: Kind, policy: &str) -> anyhow::Result<()> {
         golden.bless(&first)?;
     }
     golden.same("after boot", &first)?;
-    let open = range.descriptors_of_pid_1()?;
+    // Between two timers there is a moment with one less: what is there most of the time is what stays.
+    let mut looks = (0..21).map(|_| range.held_by_pid_1()).collect::<anyhow::Result<Vec<_>>>()?;
+    looks.sort_by_key(Vec::len);
+    let open = looks.swap_remove(10);
     golden.same("by exec", &range.by_exec()?)?;
     golden.same("again", &range.by_the_workload()?)?;
     wait::until_ok("PID 1 to hold no more than before", SOON, || {
-        let now = range.descriptors_of_pid_1()?;
-        ensure!(now <= open, "{now} descriptors, {open} before");
+        let now = range.held_by_pid_1()?;
+        ensure!(now.len() <= open.len(), "{now:?}, before {open:?}");
         Ok(())
     })?;
     range.molt.expect(0, &["update", &range::image(bed, "v2")?])?;

@@ -131,6 +131,16 @@ impl Range {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.molt.sandbox.pid1()?))?.count())
     }
 
+    /// What they are.
+    pub(super) fn held_by_pid_1(&self) -> anyhow::Result<Vec<String>> {
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.molt.sandbox.pid1()?))?;
+        // One may be closed meanwhile.
+        let mut all: Vec<String> =
+            entries.filter_map(|entry| Some(fs::read_link(entry.ok()?.path()).ok()?.display().to_string())).collect();
+        all.sort();
+        Ok(all)
+    }
+
     /// The workload runs it itself.
     pub(super) fn by_the_workload(&self) -> anyhow::Result<String> {
         let answer = http::get(self.molt.address, "/redteam", LONG)?.json()?;
