@@ -607,6 +607,18 @@ mod tests {
     }
 
     #[test]
+    fn what_a_revision_was_taken_for_and_did_not_begin_may_come_again_and_nothing_older() {
+        let key = key();
+        let rules = Rules { audience: "molt:web", max_lifetime_s: 600, keys: std::slice::from_ref(&key) };
+        let memory = judged(&Claims { seq: 7, ..claims(Operation::Update) }, &key, None, NOW).unwrap();
+        let facts = Facts { memory: Some(&memory), confirmed: Some(Generation(5)), now: NOW, again: true };
+        for (seq, taken) in [(6, false), (7, true), (8, true)] {
+            let judged = judge(&Claims { seq, ..claims(Operation::Update) }, &key, rules, facts);
+            assert_eq!(judged.is_ok(), taken, "{seq}: {judged:?}");
+        }
+    }
+
+    #[test]
     fn claims_that_mean_nothing_are_refused_and_not_passed_over() {
         let tagged: ImageRef = "registry.example.com/a/b:1".parse().unwrap();
         let layout: ImageRef = "oci:/images/a:1".parse().unwrap();

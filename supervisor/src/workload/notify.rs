@@ -42,6 +42,8 @@ pub(crate) struct Notify {
 
 /// Longest message; what is longer is cut.
 const LONGEST: usize = 4096;
+/// More than wait at a time: net.unix.max_dgram_qlen, 10 where nobody changed it.
+const QUEUED: usize = 512;
 
 /// Most time one message may ask for.
 const LONGEST_EXTENSION: Duration = Duration::from_mins(10);
@@ -67,10 +69,11 @@ impl Notify {
         self.said.subscribe()
     }
 
-    /// Takes everything that was sent by now.
+    /// Takes what was sent by now; no more than a queue holds, as whoever floods it would keep PID 1 here.
     pub(crate) fn hear(&self) {
         let mut buffer = [0; LONGEST];
-        while let Ok(length) = self.socket.try_recv(&mut buffer) {
+        for _ in 0..QUEUED {
+            let Ok(length) = self.socket.try_recv(&mut buffer) else { return };
             self.take(buffer.get(..length).unwrap_or_default());
         }
     }
