@@ -71,8 +71,12 @@ impl Notify {
 
     /// Takes what was sent by now; no more than a queue holds, as whoever floods it would keep PID 1 here.
     pub(crate) fn hear(&self) {
+        self.hear_at_most(QUEUED);
+    }
+
+    fn hear_at_most(&self, messages: usize) {
         let mut buffer = [0; LONGEST];
-        for _ in 0..QUEUED {
+        for _ in 0..messages {
             let Ok(length) = self.socket.try_recv(&mut buffer) else { return };
             self.take(buffer.get(..length).unwrap_or_default());
         }
@@ -142,5 +146,21 @@ mod tests {
         assert_eq!(said.extended_until, Some(now + LONGEST_EXTENSION));
         take(&mut said, &format!("STATUS={}", "x".repeat(4000)), now);
         assert_eq!(said.status.unwrap().len(), 256);
+    }
+    #[tokio::test]
+    async fn who_floods_it_keeps_nobody() {
+        let folder = std::env::temp_dir().join(format!("molt-notify-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (notify, _node) = Notify::bind(&folder, 1).unwrap();
+        let sender = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        for _ in 0..8 {
+            sender.send_to(b"WATCHDOG=1", &notify.path).unwrap();
+        }
+        notify.socket.readable().await.unwrap();
+        notify.hear_at_most(5);
+        assert_eq!(notify.said.borrow().watchdogs, 5);
+        notify.hear();
+        assert_eq!(notify.said.borrow().watchdogs, 8);
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }
