@@ -38,17 +38,16 @@ struct Ring {
     meter: Meter,
 }
 
-/// An event, and its JSON text: it is written once, however many follow.
+/// An event as JSON text: it is written once, however many follow.
 #[derive(Debug, Clone)]
 struct Kept {
-    event: Event,
+    seq: u64,
     text: Arc<[u8]>,
 }
 
 impl Kept {
-    fn new(event: Event) -> Self {
-        let text = serde_json::to_vec(&event).unwrap_or_default().into();
-        Self { event, text }
+    fn new(event: &Event) -> Self {
+        Self { seq: event.seq, text: serde_json::to_vec(event).unwrap_or_default().into() }
     }
 }
 
@@ -59,10 +58,10 @@ impl EventLog {
         let told = past.into_iter().filter_map(|view| {
             let (seq, time) = (view.event.filter(|seq| *seq <= after)?, view.ended.clone().unwrap_or_default());
             let what = What::Outcome { result: Box::new(view.clone()) };
-            Some(Kept::new(Event { seq, time, update: Some(view.id), what }))
+            Some(Kept::new(&Event { seq, time, update: Some(view.id), what }))
         });
         let mut events: VecDeque<Kept> = told.collect();
-        events.make_contiguous().sort_by_key(|kept| kept.event.seq);
+        events.make_contiguous().sort_by_key(|kept| kept.seq);
         Self {
             inner: Arc::new(Mutex::new(Ring { events, last: after, meter: Meter::new() })),
             last: Arc::new(watch::Sender::new(after)),
@@ -85,7 +84,7 @@ impl EventLog {
         }
         let event = Event { seq, time: crate::observe::log::now(), update, what: what(seq) };
         ring.meter.see(&event, Instant::now());
-        ring.events.push_back(Kept::new(event));
+        ring.events.push_back(Kept::new(&event));
         drop(ring);
         if !self.hushed.load(Ordering::Relaxed) {
             self.last.send_replace(seq);
@@ -113,8 +112,8 @@ impl EventLog {
     /// The kept events with numbers above `after`: number and JSON text.
     pub(crate) fn after(&self, after: u64) -> Vec<(u64, Arc<[u8]>)> {
         let ring = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let from = ring.events.partition_point(|kept| kept.event.seq <= after);
-        ring.events.range(from..).map(|kept| (kept.event.seq, Arc::clone(&kept.text))).collect()
+        let from = ring.events.partition_point(|kept| kept.seq <= after);
+        ring.events.range(from..).map(|kept| (kept.seq, Arc::clone(&kept.text))).collect()
     }
 
     /// What they add up to, with gauges from `view`, in OpenMetrics text.

@@ -289,6 +289,12 @@ fn answer(daemon: &Daemon, path: &str, query: &BTreeMap<String, String>) -> (&'s
             Err(error) => (OK, format!("{{\"errno\":{}}}", error.raw_os_error().unwrap_or(-1))),
         },
         "/own-idle" => (OK, idle(query).to_string()),
+        "/says" => {
+            let lines = query.get("lines").and_then(|lines| lines.parse().ok()).unwrap_or(0_u32);
+            (0..lines)
+                .for_each(|number| println!("testd: line {number:>10} of many that say nothing but their number"));
+            (OK, lines.to_string())
+        }
         "/try" => (OK, format!("{{\"errno\":{}}}", attempt(query))),
         _ => ("404 Not Found", "null".to_owned()),
     }

@@ -26,8 +26,10 @@ pub(super) const CASES: &[Case] = &[
     case("soak::what_an_update_leaves_behind_once_is_found", planted),
 ];
 
-/// Updates before the first look: after these, every generation that is kept is there, and every list is as long as it gets.
+/// Updates before the first look: after these, every generation that is kept is there, and the events are all that are kept.
 const WARM: usize = 100;
+/// Lines of output before the first look: more than are kept, in lines and in bytes.
+const LINES: usize = 20_000;
 /// The same where there is less time, or only things are counted.
 const FEW: usize = 20;
 /// Looks in all.
@@ -114,6 +116,8 @@ fn soak(bed: &Bed, kind: Kind, warm: usize, count: usize) -> anyhow::Result<()> 
     let (setup, _own) = sandbox(bed, kind)?;
     let molt = setup.start()?;
     updates(&molt, kind, warm)?;
+    // All of the output that is kept.
+    molt.get(&format!("/says?lines={LINES}"))?;
     let (began, first) = (Instant::now(), settled(&molt)?);
     let mut memory = vec![first.memory];
     let mut left = count;

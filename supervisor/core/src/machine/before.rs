@@ -220,7 +220,7 @@ pub(super) fn staged(state: &mut State, now: Moment, id: UpdateId, record: Recor
     if attempt.kind == Kind::Boot {
         rest::start(state, now, out);
     } else if (attempt.stage_only || state.hold) && rest::something_can_run(state) {
-        state.phase = Phase::Held;
+        rest::hold(state, now, out);
         // Nothing serves and nothing is about to: not while it waits for somebody.
         if state.serving.is_none() && state.standby.is_none() && !state.waiting {
             rest::wait_to_retry(state, out);

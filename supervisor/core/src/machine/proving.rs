@@ -237,7 +237,9 @@ pub(super) fn unhealthy(state: &mut State, now: Moment, instance: u64, message: 
         }
         phase if phase.before_gate() => {
             state.sick = true;
-            out.push(Effect::Warn(format!("{message}; the update under way goes on and replaces it")));
+            let waits = state.hold || state.attempt.as_ref().is_some_and(|attempt| attempt.stage_only);
+            let next = if waits { "is staged before that is started again" } else { "goes on and replaces it" };
+            out.push(Effect::Warn(format!("{message}; the update under way {next}")));
         }
         _ => {}
     }

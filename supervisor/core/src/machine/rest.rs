@@ -501,6 +501,20 @@ pub(super) fn restart(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
     arm(state, out);
 }
 
+/// What is ready waits for somebody. That may take hours: one that runs and was found sick on the way cannot wait for it.
+pub(super) fn hold(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
+    state.phase = Phase::Held;
+    let Some(run) = state.serving.filter(|_| state.sick) else { return };
+    if state.shaky {
+        state.sick = false;
+        out.push(Effect::Unprobe);
+        out.push(Effect::Stop(run, Patience::Grace(None)));
+    } else {
+        finish_before_gate(state, Code::Unhealthy, "what runs is unhealthy, and is started again", false, out);
+        settle(state, now, out);
+    }
+}
+
 /// Nothing is under way any more: idle, or degraded if nothing runs; then whatever waits.
 pub(super) fn settle(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
     if state.stopping.is_some() || state.exit_status.is_some() {

@@ -29,7 +29,7 @@ pub(super) fn armed(state: &mut State, now: Moment, instance: u64, out: &mut Vec
         (Kind::Boot, _) | (Kind::Restart, None) => open(state, out),
         // A trial that a clean stop interrupted goes on: it is recorded already.
         (Kind::Update | Kind::Rollback, None) if state.slot.trial.is_some() => open(state, out),
-        (_, Some(_)) if state.hold => state.phase = Phase::Held,
+        (_, Some(_)) if state.hold => rest::hold(state, now, out),
         (_, None) if state.hold && rest::something_can_run(state) => {
             // A hold may last; meanwhile the confirmed generation is tried again.
             drop_standby(state, out);
