@@ -10,7 +10,7 @@ use molt_sys::process::exit_now;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
-    process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open, pidfd_send_signal, wait},
+    process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, pidfd_open, wait},
     time::{ClockId, clock_gettime},
 };
 
@@ -104,11 +104,13 @@ impl Main {
     }
 
     fn signal(&self, number: i32) {
-        let Some(signal) = Signal::from_named_raw(number).filter(|_| self.ended.is_none()) else { return };
+        if self.ended.is_some() {
+            return;
+        }
         // ESRCH: it ended and will be reaped in this same turn.
         let _ = match &self.pidfd {
-            Some(pidfd) => pidfd_send_signal(pidfd, signal),
-            None => kill_process(self.pid, signal),
+            Some(pidfd) => molt_sys::signal::send_to(pidfd, number),
+            None => molt_sys::signal::send(self.pid, number),
         };
     }
 }

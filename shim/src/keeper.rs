@@ -88,10 +88,8 @@ fn watch(heard: &OwnedFd, run: impl FnOnce() -> i32) -> Result<i32, Errno> {
         match rustix::io::read(&heard, &mut byte) {
             Ok(1) if byte == [ALL] => return Ok(kill_all(program)),
             Ok(1) => {
-                if let Some(signal) = Signal::from_named_raw(byte[0].into()) {
-                    // ESRCH: it has ended, and is reaped in the next turn.
-                    let _ = kill_process(program, signal);
-                }
+                // ESRCH: it has ended, and is reaped in the next turn.
+                let _ = molt_sys::signal::send(program, byte[0].into());
             }
             // The init is gone; the kernel kills what is left.
             Ok(_) => return Ok(128 + 9),

@@ -1,8 +1,9 @@
-//! Signals as descriptors, and clean masks and dispositions for what is exec'd. signalfd(2), sigprocmask(2).
+//! Signals as descriptors, clean masks and dispositions for what is exec'd, and signals by number, real-time ones too.
+//! signalfd(2), sigprocmask(2), kill(2), pidfd_send_signal(2).
 //!
 //! In: signal numbers. Out: a descriptor to read. Must not: install handlers.
 
-use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use crate::error::{Result, check};
 
@@ -29,6 +30,21 @@ pub fn descriptor(signals: &[i32]) -> Result<OwnedFd> {
     check("signalfd", || format!("{signals:?}"), fd.into())?;
     // SAFETY: the call returned a new descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends signal `number` to the process `pid`; the kernel says what is no signal.
+pub fn send(pid: rustix::process::Pid, number: i32) -> Result<()> {
+    // SAFETY: kill(2) takes two numbers.
+    let sent = unsafe { libc::kill(pid.as_raw_nonzero().get(), number) };
+    check("kill", || format!("signal {number}"), sent.into()).map(drop)
+}
+
+/// The same to the process behind a pidfd.
+pub fn send_to(pidfd: impl AsFd, number: i32) -> Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is borrowed for the call; without a siginfo the kernel makes one.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), number, none, 0) };
+    check("pidfd_send_signal", || format!("signal {number}"), sent).map(drop)
 }
 
 /// One signal that was read.

@@ -84,7 +84,7 @@ pub enum Code {
     DeadlineExceeded,
     /// Rejected by the operator.
     Rejected,
-    /// Molt itself was killed meanwhile, which says nothing about the image.
+    /// Molt itself was killed or stopped meanwhile, which says nothing about the image.
     Interrupted,
     /// A bug or an unexpected kernel answer.
     Internal,

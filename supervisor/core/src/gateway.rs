@@ -346,7 +346,15 @@ mod tests {
     }
 
     fn last(number: u64, update: u64, done: bool) -> Revision {
-        Revision { gateway: ID.to_owned(), host: "gw".to_owned(), number, update: UpdateId(update), done }
+        Revision {
+            gateway: ID.to_owned(),
+            host: "gw".to_owned(),
+            number,
+            update: UpdateId(update),
+            done,
+            order: None,
+            came: None,
+        }
     }
 
     fn view(id: u64, outcome: Option<Outcome>, reason: Option<Code>) -> UpdateView {

@@ -112,12 +112,20 @@ pub(super) async fn in_time(request: Request, next: Next) -> Response {
     }
 }
 
+/// A method that has a name of its own; any word could be one.
+fn method(method: &Method) -> &str {
+    match method {
+        &(Method::GET | Method::HEAD | Method::PUT | Method::POST | Method::PATCH | Method::DELETE) => method.as_str(),
+        _ => "another method",
+    }
+}
+
 /// Requests that would have changed something and were refused before the dispatcher heard of them are in the history; it
 /// sees to the others itself.
 async fn audited(State(audit): State<Audit>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().cloned();
     let path = request.extensions().get::<MatchedPath>().map_or("another path", MatchedPath::as_str);
-    let what = (!request.method().is_safe()).then(|| format!("{} {path}", request.method()));
+    let what = (!request.method().is_safe()).then(|| format!("{} {path}", method(request.method())));
     let response = next.run(request).await;
     if let (Some(what), Some(peer), Some(code)) = (what, peer, response.extensions().get::<Code>())
         && !matches!(code, Code::Busy | Code::OrderRefused)

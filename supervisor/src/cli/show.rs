@@ -70,8 +70,8 @@ pub(crate) fn ending(view: &UpdateView) -> String {
         Some(Outcome::RolledBack) => {
             format!("{name}{}; {} is back and healthy{}", why(view), generation(view.from), downtime(view))
         }
-        // Nothing failed: somebody wanted something else.
-        Some(Outcome::Aborted) if view.reason == Some(Code::Superseded) => {
+        // Nothing failed: somebody wanted something else, or Molt ended.
+        Some(Outcome::Aborted) if matches!(view.reason, Some(Code::Superseded | Code::Interrupted)) => {
             format!("given up{}{}", why(view), untouched(view))
         }
         Some(Outcome::Aborted | Outcome::Refused) => format!("{name}{}{}", why(view), untouched(view)),

@@ -13,7 +13,7 @@ use molt_core::{
     wire::{Accepted, Difference, HoldView, Problem},
 };
 
-use super::Dispatcher;
+use super::{Dispatcher, own};
 use crate::{
     aside, clock,
     command::{Command, Reply, Terms},
@@ -176,10 +176,17 @@ impl Dispatcher {
         if other && let Some(problem) = self.held("nothing was changed") {
             return Err(problem);
         }
-        tracing::info!(owner = hold.owner, by = hold.by, ttl_ms = hold.ttl_ms, "updates are held");
+        let own = hold.owner == own::OWNER;
+        if !own {
+            tracing::info!(owner = hold.owner, by = hold.by, ttl_ms = hold.ttl_ms, "updates are held");
+        }
         let why = hold.reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
         let detail = format!("by {} for {} s{why}", hold.owner, hold.ttl_ms / 1000);
-        self.context.audit.asked(&hold.by, "hold", None, Some(detail));
+        if own {
+            self.context.audit.asked_often(&hold.by, "hold", Some(detail));
+        } else {
+            self.context.audit.asked(&hold.by, "hold", None, Some(detail));
+        }
         let view = view(&hold);
         self.keep_hold(hold.ttl_ms);
         self.remembered.facts.hold = Some(hold);
@@ -193,8 +200,12 @@ impl Dispatcher {
         if !mine && let Some(problem) = self.held("nothing was released") {
             return Err(problem);
         }
-        tracing::info!(by, "hold released");
-        self.context.audit.asked(by, "release", None, None);
+        if owner == Some(own::OWNER) {
+            self.context.audit.asked_often(by, "release", None);
+        } else {
+            tracing::info!(by, "hold released");
+            self.context.audit.asked(by, "release", None, None);
+        }
         if let Some(timer) = self.hold_timer.take() {
             timer.abort();
         }

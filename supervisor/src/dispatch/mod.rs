@@ -218,11 +218,16 @@ impl Dispatcher {
             }
             // The gap comes first: whatever opens a gate is done before anyone is told of it.
             // What follows a write that failed still happens: the machine has moved on.
+            let mut written = 0;
             for effect in effects {
                 tracing::debug!(?effect, "effect");
                 let durable = matches!(effect, Effect::Record(..));
                 match self.perform(effect) {
-                    Some(answer) if durable => queue.push_front(answer),
+                    // Before anything else, in the order of the writes.
+                    Some(answer) if durable => {
+                        queue.insert(written, answer);
+                        written += 1;
+                    }
                     Some(answer) => queue.push_back(answer),
                     None => {}
                 }

@@ -6,9 +6,9 @@
 use molt_core::{
     code::Code,
     ids::UpdateId,
-    journal::{Revision, Slot},
+    journal::{Came, Revision, Slot},
     machine::Target,
-    order::{self, Claims, Facts, Operation, Refusal, Rules},
+    order::{self, Claims, Facts, Operation, Ratchet, Refusal, Rules},
     wire::{Accepted, AuditView, OrderKeyView, Ordered, OrdersView, Problem, RollbackRequest, UpdateRequest},
 };
 use tokio::sync::oneshot;
@@ -123,21 +123,23 @@ impl Dispatcher {
         let audience = orders.audience_of(&self.context.spec.name);
         let max_lifetime_s = orders.max_lifetime.as_millis() / 1000;
         let rules = Rules { audience: &audience, max_lifetime_s, keys: &orders.keys };
+        let taken = Ratchet { key: key.id.clone(), seq: claims.seq };
         let facts = Facts {
             memory: self.state.slot.orders.as_ref(),
             confirmed: self.state.slot.confirmed,
             now: clock::unix_ms() / 1000,
-            again: self.state.slot.revision.as_ref().is_some_and(|last| {
-                let asked = revision.as_ref().map(|revision| (&revision.gateway, revision.number));
-                !last.done && asked == Some((&last.gateway, last.number))
-            }),
+            again: revision
+                .as_ref()
+                .zip(self.state.slot.revision.as_ref())
+                .is_some_and(|(it, last)| last.again(it, &taken)),
         };
         let memory = order::judge(&claims, &key, rules, facts).map_err(|refusal| refused(&refusal))?;
         self.same_policy(&claims).map_err(|refusal| refused(&refusal))?;
         // In the same write: an order that was taken for a revision can be taken for it again until it touches something.
         let begins = matches!(claims.op, Operation::Update | Operation::Rollback);
         let of_gateway = revision.is_some();
-        let revision = revision.map(|revision| Revision { update: UpdateId(0), done: !begins, ..revision });
+        let revision =
+            revision.map(|revision| Revision { update: UpdateId(0), done: !begins, order: Some(taken), ..revision });
         let mut slot = Slot { orders: Some(memory), ..self.state.slot.clone() };
         slot.revision = revision.or(slot.revision);
         if let Some(Err(error)) = self.journal.as_mut().map(|journal| journal.record(&slot)) {
@@ -162,8 +164,24 @@ impl Dispatcher {
             // Nothing came of it, and the number is another's.
             revision.update = UpdateId(0);
         }
+        if of_gateway && !begins {
+            self.came(acted.as_ref().err().map(|problem| problem.code));
+        }
         let id = acted?.map(|accepted| accepted.id);
         Ok(Ordered { key: key.id, seq, jti, op, id, after_seq })
+    }
+
+    /// What came of a gateway's order is known after a restart, too. Where that cannot be written, a restart says so.
+    fn came(&mut self, refused: Option<Code>) {
+        if let Some(revision) = &mut self.state.slot.revision {
+            revision.came = Some(refused.map_or(Came::Done, Came::Refused));
+        }
+        // In a gap it goes with the slot that ends it.
+        if !self.quiet()
+            && let Some(Err(error)) = self.journal.as_mut().map(|journal| journal.record(&self.state.slot))
+        {
+            self.warn(format!("failed to {error}; what came of an order would not be known after a restart"));
+        }
     }
 
     /// Where the order says which policy must be in force and brings none, it must be.

@@ -18,7 +18,7 @@ use super::Dispatcher;
 use crate::{clock, command::Wish, timer::Instant};
 
 /// Whose hold it is.
-const OWNER: &str = "workload";
+pub(super) const OWNER: &str = "workload";
 
 /// What the loop remembers of the workload's wishes.
 #[derive(Debug, Default)]
@@ -49,6 +49,8 @@ impl Dispatcher {
         }
         match wish {
             Wish::Hold { ttl_ms, reason } => self.hold_own(ttl_ms, own.hold.as_duration(), by, reason),
+            // Nothing to end is no reason for a line in the history.
+            Wish::Release if self.remembered.facts.hold.is_none() => Ok(None),
             Wish::Release => self.release(Some(OWNER), &by).map(|()| None),
             Wish::Confirm | Wish::Reject if !own.trial => {
                 refuse(Code::Unauthorized, "the spec does not let the workload judge its trial (api.workload.trial)")

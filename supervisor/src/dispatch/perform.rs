@@ -288,6 +288,10 @@ impl Dispatcher {
     }
 
     fn arm(&mut self, run: Run) {
+        // What is started over and over and never gets ready must not pile up.
+        if !self.quiet() && self.state.phase != Phase::Proving {
+            self.let_go();
+        }
         let order = self.order(run);
         let (context, answers, brought) = (Arc::clone(&self.context), self.answers.clone(), self.brought.clone());
         // The way back is armed while the new workload starts: it must not take the processor from it.

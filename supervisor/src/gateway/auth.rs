@@ -21,7 +21,7 @@ pub(super) const OPERATOR: &str = ".operator.molt.internal";
 /// Longest name.
 const NAME: usize = 200;
 /// Most tokens.
-const TOKENS: usize = 1024;
+pub(super) const TOKENS: usize = 1024;
 
 /// Whether `name` can be the name of a sandbox or operator, and of a file: lower-case letters, digits, `-` and `.`.
 pub(crate) fn is_name(name: &str) -> bool {

@@ -114,6 +114,7 @@ pub(crate) struct Answer {
 }
 
 struct Held {
+    /// Of the files that were looked at last, whether they made sense or not.
     stamp: Stamp,
     client: reqwest::Client,
     token: Option<HeaderValue>,
@@ -216,14 +217,17 @@ impl Dial {
             if before.as_ref() == Some(&stamp) {
                 return None;
             }
-            Some(make(&names, stamp))
+            Some((make(&names, stamp.clone()), stamp))
         });
         match read.await {
-            Some(Some(Ok(new))) => *held = Some(new),
-            Some(Some(Err(why))) if held.is_none() => return Err(Fault::Settings(why)),
-            Some(Some(Err(why))) => {
-                tracing::warn!("the gateway's renewed files are not taken yet: {why}");
-            }
+            Some(Some((Ok(new), _))) => *held = Some(new),
+            Some(Some((Err(why), stamp))) => match held.as_mut() {
+                None => return Err(Fault::Settings(why)),
+                Some(held) => {
+                    tracing::warn!("the gateway's renewed files are not taken yet: {why}");
+                    held.stamp = stamp;
+                }
+            },
             Some(None) | None => {}
         }
         let held = held.as_ref().ok_or_else(|| Fault::Settings("the gateway's files could not be read".to_owned()))?;

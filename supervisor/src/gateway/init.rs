@@ -13,7 +13,7 @@ use rcgen::{
 };
 
 use super::{
-    auth::{self, OPERATOR, Role, SANDBOX, Token, is_name},
+    auth::{self, OPERATOR, Role, SANDBOX, TOKENS, Token, is_name},
     files,
 };
 use crate::observe::log;
@@ -74,6 +74,9 @@ pub(crate) fn token(store: &Path, role: Role, name: &str) -> Result<String, Stri
     make(store)?;
     let path = store.join("tokens.json");
     let mut tokens = auth::tokens(&path)?;
+    if tokens.len() >= TOKENS {
+        return Err(format!("{} has {TOKENS} tokens already; take some out", path.display()));
+    }
     let token = files::hex(&files::random::<32>()?);
     tokens.push(Token { role, name: name.to_owned(), sha256: auth::hash(&token) });
     files::write(&path, &serde_json::to_vec_pretty(&tokens).unwrap_or_default())?;

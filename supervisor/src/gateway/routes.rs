@@ -8,8 +8,8 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use axum::{
     Extension, Router,
     body::Body,
-    extract::{Path, Query, Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    extract::{FromRequestParts, Path, Query, Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{get, post, put},
@@ -21,7 +21,10 @@ use molt_core::{
     wire::API_VERSION,
 };
 use serde::Deserialize;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{timeout, timeout_at},
+};
 
 use super::{
     auth::{Asker, Guard, Who},
@@ -40,7 +43,7 @@ const ALIVE: Duration = Duration::from_secs(20);
 /// What the handlers hold.
 #[derive(Debug)]
 pub(super) struct Gateway {
-    pub(super) store: Store,
+    pub(super) store: Arc<Store>,
     pub(super) guard: Guard,
 }
 
@@ -102,6 +105,20 @@ async fn admit(
     }
 }
 
+/// The query of a request; what is wrong with it is a problem document like any other.
+struct Asked<T>(T);
+
+impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequestParts<S> for Asked<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
+        match Query::from_request_parts(parts, state).await {
+            Ok(Query(asked)) => Ok(Self(asked)),
+            Err(rejected) => Err(Refused::new(Code::Invalid, rejected.body_text())),
+        }
+    }
+}
+
 fn missing(name: &str) -> Refused {
     Refused::new(
         Code::NotFound,
@@ -132,7 +149,7 @@ async fn newer<T: serde::Serialize>(
         if known != tag {
             return Ok(with_tag(json(StatusCode::OK, &document), &tag));
         }
-        if !matches!(tokio::time::timeout_at(over, changes.changed()).await, Ok(Ok(()))) {
+        if !matches!(timeout_at(over, changes.changed()).await, Ok(Ok(()))) {
             return Ok(with_tag(StatusCode::NOT_MODIFIED.into_response(), &tag));
         }
     }
@@ -143,7 +160,7 @@ async fn desired(
     State(gateway): State<Shared>,
     Extension(asker): Extension<Asker>,
     Path(name): Path<String>,
-    Query(waiting): Query<Waiting>,
+    Asked(waiting): Asked<Waiting>,
     headers: HeaderMap,
 ) -> Answer {
     asker.is_sandbox(&name)?;
@@ -161,11 +178,13 @@ async fn desired(
 fn stream(gateway: Shared, name: String, changes: watch::Receiver<u64>) -> Response {
     let first = (gateway, name, changes, None::<u64>);
     let body = futures_util::stream::unfold(first, async |(gateway, name, mut changes, mut told)| {
+        // Much else changes in a record.
+        let silent = tokio::time::Instant::now() + ALIVE;
         loop {
             changes.borrow_and_update();
             let desired: Desired = gateway.store.desired(&name)?;
             let bytes = if told == Some(desired.revision) {
-                match timeout(ALIVE, changes.changed()).await {
+                match timeout_at(silent, changes.changed()).await {
                     Ok(Ok(())) => continue,
                     Ok(Err(_)) => return None,
                     Err(_) => Bytes::from_static(b": alive\n\n"),
@@ -210,7 +229,7 @@ async fn status(
     State(gateway): State<Shared>,
     Extension(asker): Extension<Asker>,
     Path(name): Path<String>,
-    Query(origin): Query<Origin>,
+    Asked(origin): Asked<Origin>,
     Input(document): Input<serde_json::Value>,
 ) -> Answer {
     asker.is_sandbox(&name)?;
@@ -294,11 +313,12 @@ async fn reports(
 async fn revision(
     State(gateway): State<Shared>,
     Extension(asker): Extension<Asker>,
-    Path((name, revision)): Path<(String, u64)>,
-    Query(waiting): Query<Waiting>,
+    Path((name, revision)): Path<(String, String)>,
+    Asked(waiting): Asked<Waiting>,
     headers: HeaderMap,
 ) -> Answer {
     gateway.guard.operator(&asker)?;
+    let revision = revision.parse().map_err(|_| Refused::new(Code::Invalid, "a revision is a number"))?;
     let changes = gateway.store.changes(&name).ok_or_else(|| missing(&name))?;
     let look = || {
         let view = gateway.store.revision(&name, revision)?;

@@ -77,13 +77,18 @@ async fn run(serve: &Serve) -> Result<std::convert::Infallible, String> {
         // Whether anybody reads it does not matter.
         let _ = writeln!(std::io::stdout(), "https://{address}");
     }
-    let router = routes::router(Arc::new(Gateway { store, guard }));
+    let router = routes::router(Arc::new(Gateway { store: Arc::new(store), guard }));
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let (renewals, renewed) = watch::channel(());
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return Err("no more connections".to_owned()) };
+        // Files are looked at also while every place is taken: it may be that its holder is not to have it any more.
+        let next = async {
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            (slot, listener.accept().await)
+        };
+        let mut next = pin!(next);
         let accepted = loop {
-            let accepted = timeout(LOOK, listener.accept()).await;
+            let accepted = timeout(LOOK, &mut next).await;
             if tls.renew(serve) {
                 renewals.send_replace(());
             }
@@ -91,6 +96,7 @@ async fn run(serve: &Serve) -> Result<std::convert::Infallible, String> {
                 break accepted;
             }
         };
+        let (Ok(slot), accepted) = accepted else { return Err("no more connections".to_owned()) };
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -141,16 +147,18 @@ impl Tls {
         Ok(Self { stamp, acceptor: TlsAcceptor::from(Arc::new(config)) })
     }
 
-    /// Takes renewed files, and says whether there were any; half of a renewal is none.
+    /// Takes renewed files, and says whether anything changed. Half of a renewal is not taken; who is let in by it is asked
+    /// anew all the same, by what is in force.
     fn renew(&mut self, serve: &Serve) -> bool {
-        if Self::stamp(serve) == self.stamp {
+        let stamp = Self::stamp(serve);
+        if stamp == self.stamp {
             return false;
         }
         match Self::read(serve) {
             Ok(new) => *self = new,
             Err(why) => {
                 tracing::warn!("the renewed certificate is not taken yet: {why}");
-                return false;
+                self.stamp = stamp;
             }
         }
         true

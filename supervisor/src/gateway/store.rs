@@ -15,7 +15,7 @@ use molt_core::{
     code::Code,
     gateway::{Desired, Report, RevisionView, SandboxRecord, SandboxView, Stage, Want, is_id},
     ids::UpdateId,
-    wire::{API_VERSION, Document, Problem},
+    wire::{API_VERSION, Document, Problem, UpdateView},
 };
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -173,7 +173,18 @@ impl Store {
     }
 
     /// Changes a record: on disk first.
-    async fn change<T>(&self, name: &str, change: impl FnOnce(&mut Kept) -> Result<T, Problem>) -> Result<T, Problem> {
+    async fn change<T: Send + 'static>(
+        self: &Arc<Self>,
+        name: &str,
+        change: impl FnOnce(&mut Kept) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let (store, name) = (Arc::clone(self), name.to_owned());
+        // Whoever asked may hang up at any moment: what has begun to be written is written, and then remembered.
+        let changed = tokio::spawn(async move { store.changed(&name, change).await });
+        changed.await.unwrap_or_else(|_| Err(Problem::new(Code::Internal, "the writer ended without a result")))
+    }
+
+    async fn changed<T>(&self, name: &str, change: impl FnOnce(&mut Kept) -> Result<T, Problem>) -> Result<T, Problem> {
         let missing = || Problem::new(Code::NotFound, format!("no sandbox {name} has ever called this gateway"));
         let turn = self.entry(name, |entry| Arc::clone(&entry.turn)).ok_or_else(missing)?;
         let _turn = turn.lock().await;
@@ -206,10 +217,16 @@ impl Store {
     }
 
     /// Sets what is wanted; `on`, where given, is the revision that must be the newest.
-    pub(super) async fn want(&self, name: &str, want: Want, by: &str, on: Option<u64>) -> Result<Desired, Problem> {
+    pub(super) async fn want(
+        self: &Arc<Self>,
+        name: &str,
+        want: Want,
+        by: &str,
+        on: Option<u64>,
+    ) -> Result<Desired, Problem> {
         want.check().map_err(|why| Problem::new(Code::Invalid, why))?;
         let (by, id) = (by.to_owned(), self.id.clone());
-        self.change(name, |kept| {
+        self.change(name, move |kept| {
             if on.is_some_and(|on| on != kept.revision) {
                 let why = format!("revision {} is wanted by now; nothing was changed", kept.revision);
                 let mut problem = Problem::new(Code::Superseded, why);
@@ -231,17 +248,21 @@ impl Store {
 
     /// Takes a status document; the updates of that store whose reports are here.
     pub(super) async fn status(
-        &self,
+        self: &Arc<Self>,
         name: &str,
         store: &str,
         status: serde_json::Value,
     ) -> Result<(Vec<UpdateId>, u64), Problem> {
-        self.change(name, |kept| {
-            kept.of_store(store);
+        let store = store.to_owned();
+        self.change(name, move |kept| {
+            kept.of_store(&store);
             kept.status = Some(status);
             kept.seen = Some(log::now());
             let of_it = kept.reports.iter().filter(|report| report.store == store);
-            let reports = of_it.filter_map(|report| report.update.as_ref()).map(|update| update.id).collect();
+            // One that is only staged has an end yet to be told.
+            let over = |update: &&UpdateView| update.ended.is_some();
+            let updates = of_it.filter_map(|report| report.update.as_ref());
+            let reports = updates.filter(over).map(|update| update.id).collect();
             Ok((reports, kept.last_event()))
         })
         .await
@@ -249,13 +270,14 @@ impl Store {
 
     /// Takes events, each once.
     pub(super) async fn happened(
-        &self,
+        self: &Arc<Self>,
         name: &str,
         store: &str,
         events: Vec<serde_json::Value>,
     ) -> Result<(), Problem> {
-        self.change(name, |kept| {
-            kept.of_store(store);
+        let store = store.to_owned();
+        self.change(name, move |kept| {
+            kept.of_store(&store);
             for event in events {
                 if number(&event) > kept.last_event() {
                     kept.events.push(event);
@@ -274,15 +296,17 @@ impl Store {
     }
 
     /// Takes a report, once.
-    pub(super) async fn report(&self, name: &str, report: Report) -> Result<(), Problem> {
-        self.change(name, |kept| {
+    pub(super) async fn report(self: &Arc<Self>, name: &str, report: Report) -> Result<(), Problem> {
+        self.change(name, move |kept| {
             let key = |report: &Report| match &report.update {
                 Some(update) => (report.store.clone(), None, Some(update.id)),
                 None => (report.store.clone(), report.gateway.clone().zip(report.revision), None),
             };
-            if kept.reports.iter().any(|one| key(one) == key(&report)) {
+            let over = |report: &Report| report.update.as_ref().is_none_or(|update| update.ended.is_some());
+            if kept.reports.iter().any(|one| key(one) == key(&report) && (over(one) || !over(&report))) {
                 return Ok(());
             }
+            kept.reports.retain(|one| key(one) != key(&report));
             kept.reports.push(report);
             let excess = kept.reports.len().saturating_sub(REPORTS);
             kept.reports.drain(..excess);

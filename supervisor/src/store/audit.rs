@@ -86,7 +86,7 @@ pub(crate) fn line(kind: &str, by: &str, what: &str) -> AuditView {
         kind: kind.to_owned(),
         time: crate::observe::log::now(),
         by: by.chars().take(DETAIL).collect(),
-        what: what.to_owned(),
+        what: what.chars().take(DETAIL).collect(),
         outcome: "done".to_owned(),
         reason: None,
         update: None,
@@ -136,18 +136,27 @@ impl Audit {
         self.note(&AuditView { update, detail: cut(detail), ..line("request", by, what) });
     }
 
+    /// The same of a workload, which may ask as often as it likes: a few lines at once, then one a minute that counts.
+    pub(crate) fn asked_often(&self, by: &str, what: &str, detail: Option<String>) {
+        self.bounded(AuditView { detail: cut(detail), ..line("request", by, what) });
+    }
+
     /// Something that was refused; `reason` is a word from a closed list. What is said beyond that must hold nothing that the
     /// one who is refused could fill at will.
     pub(crate) fn refused(&self, by: &str, what: &str, reason: &str, detail: Option<String>) {
-        if self.0.history.is_none() {
-            return;
-        }
-        let refusal = AuditView {
+        self.bounded(AuditView {
             outcome: "refused".to_owned(),
             reason: Some(reason.to_owned()),
             detail: cut(detail),
             ..line("refusal", by, what)
-        };
+        });
+    }
+
+    /// A line of which there may be any number: what there is no line for is counted.
+    fn bounded(&self, refusal: AuditView) {
+        if self.0.history.is_none() {
+            return;
+        }
         let mut refusals = lock(&self.0.refusals);
         let now = Instant::now();
         if refusals.take(now) {

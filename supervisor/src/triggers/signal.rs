@@ -3,6 +3,7 @@
 //! In: a signalfd. Out: what the dispatcher must know. Must not: run anything in a signal handler.
 
 use std::{
+    cell::Cell,
     collections::VecDeque,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError},
@@ -69,6 +70,8 @@ impl Reaped {
 pub(crate) struct Signals {
     fd: AsyncFd<OwnedFd>,
     reaped: Reaped,
+    /// There may be more to reap: its signal was read.
+    more: Cell<bool>,
 }
 
 /// Most children reaped in one turn.
@@ -77,19 +80,23 @@ const REAP_A_TURN: usize = 256;
 impl Signals {
     /// Takes over the descriptor made before the first thread was.
     pub(crate) fn new(fd: OwnedFd, reaped: Reaped) -> std::io::Result<Self> {
-        Ok(Self { fd: crate::watch::readable(fd)?, reaped })
+        Ok(Self { fd: crate::watch::readable(fd)?, reaped, more: Cell::new(false) })
     }
 
-    /// Waits for the next signal that asks for something; children are reaped on the way.
+    /// Waits for the next signal that asks for something; children are reaped on the way. May be dropped at any point.
     pub(crate) async fn next(&self) -> Asked {
         loop {
+            if self.more.get() {
+                reap(&self.reaped).await;
+                self.more.set(false);
+            }
             let Ok(mut ready) = self.fd.readable().await else { std::future::pending().await };
             // An init that ended is known by its pidfd too, and who waits for that comes first: reaping takes longer than
             // opening a gate. Nothing has been taken yet, so this may be dropped here.
             tokio::task::yield_now().await;
             match molt_sys::signal::receive(self.fd.get_ref()) {
                 Ok(Some(received)) => match received.signal {
-                    17 => reap(&self.reaped).await,
+                    17 => self.more.set(true),
                     HANGUP => return Asked::Hangup { pid: received.pid, uid: received.uid },
                     signal @ (2 | 3 | 15) => return Asked::Stop(signal),
                     signal => return Asked::Forward(signal),

@@ -19,7 +19,7 @@ use molt_core::{
 use molt_oci::unpacker::Ended;
 use rustix::{
     io::Errno,
-    process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid},
+    process::{Pid, WaitId, WaitIdOptions, waitid},
 };
 use tokio::{
     io::unix::AsyncFd,
@@ -178,10 +178,8 @@ async fn attend(
 
 impl Process {
     fn signal(&self, number: i32) {
-        if let Some(signal) = Signal::from_named_raw(number) {
-            // ESRCH: it has ended, and is about to be seen to.
-            let _ = pidfd_send_signal(self.pidfd.get_ref(), signal);
-        }
+        // ESRCH: it has ended, and is about to be seen to.
+        let _ = molt_sys::signal::send_to(self.pidfd.get_ref(), number);
     }
 
     /// How it ended, once it has.

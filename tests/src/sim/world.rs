@@ -532,10 +532,14 @@ impl World {
                 let shown: Vec<String> = effects.iter().map(brief).collect();
                 self.note(|| format!("{text} -> {:?}: {}", after.phase, shown.join(", ")));
             }
+            let mut written = 0;
             for effect in effects {
                 let durable = matches!(effect, Effect::Record(..));
                 match self.perform(effect) {
-                    Some(answer) if durable => queue.push_front(answer),
+                    Some(answer) if durable => {
+                        queue.insert(written, answer);
+                        written += 1;
+                    }
                     Some(answer) => queue.push_back(answer),
                     None => {}
                 }

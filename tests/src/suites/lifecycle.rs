@@ -46,6 +46,7 @@ pub(super) const CASES: &[Case] = &[
     case("exclusive::two_at_once_are_noticed", two_at_once),
     case("exclusive::a_workload_that_ignores_the_signal_is_killed_after_its_grace", ignores_term),
     case("exclusive::a_workload_that_stops_slowly_is_waited_for", slow_stop),
+    case("exclusive::a_real_time_signal_stops_it_too", real_time_stop),
     case("exclusive::a_process_that_forked_away_is_gone_before_the_new_one_starts", double_forks),
     case("exclusive::where_the_old_one_cannot_be_killed_no_other_one_starts", unkillable),
 ];
@@ -492,6 +493,22 @@ fn slow_stop(bed: &Bed) -> anyhow::Result<()> {
     let last = molt.last()?;
     ensure!(number(&last["unreadyUs"])? >= 600_000, "{last:#}");
     ensure!(number(&last["downtimeUs"])? < 600_000, "waiting for the old one is no downtime: {last:#}");
+    molt.sound()
+}
+
+/// As systemd in a container asks for it. What does not handle it ends by it, at once.
+fn real_time_stop(bed: &Bed) -> anyhow::Result<()> {
+    let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/workload/stopSignal", json!("SIGRTMIN+3"));
+    let molt = setup.start()?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    molt.serves("v2", 2)?;
+    let events = molt.molt(&["events", "-o", "json"])?.stdout;
+    let ended: Vec<Value> = events
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .filter(|event: &Value| event["type"] == "workloadExited")
+        .collect();
+    ensure!(ended.len() == 1 && ended[0]["status"] == 128 + 34 + 3, "{ended:#?}");
     molt.sound()
 }
 

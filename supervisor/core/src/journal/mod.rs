@@ -15,7 +15,7 @@ pub use self::file::{Journal, JournalError, Medium, Opened, Recovered, Shelved, 
 use crate::{
     code::Code,
     ids::{Digest, Generation, UpdateId},
-    order::Memory,
+    order::{Memory, Ratchet},
     wire::Outcome,
 };
 
@@ -93,9 +93,33 @@ pub struct Revision {
     pub update: UpdateId,
     /// The update has passed its gate or ended for good: it is not to be done again, whatever else is remembered.
     pub done: bool,
+    /// The signed order that was taken for it, if it was one: that very order may be taken for it again while it is not done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Ratchet>,
+    /// What came of an order that begins no update. An order without it was cut off while it was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub came: Option<Came>,
+}
+
+/// What came of an order that begins no update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Came {
+    /// It was done.
+    Done,
+    /// It could not be: why.
+    Refused(Code),
 }
 
 impl Revision {
+    /// Whether the order `taken` may be taken again for the revision `asked`: it was taken for that very one, and nothing was
+    /// touched by it yet.
+    pub fn again(&self, asked: &Self, taken: &Ratchet) -> bool {
+        !self.done
+            && self.order.as_ref() == Some(taken)
+            && (&self.gateway, self.number) == (&asked.gateway, asked.number)
+    }
+
     /// Who asked, for the audit.
     pub fn by(&self) -> String {
         format!("gateway {} revision {}", self.host, self.number)
@@ -300,7 +324,6 @@ pub fn read(file: &[u8]) -> Result<Read, SlotError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::order::Ratchet;
 
     fn slot(sequence: u64) -> Slot {
         Slot { sequence, confirmed: Some(Generation(7)), ..Slot::first() }
@@ -351,6 +374,21 @@ mod tests {
     }
 
     #[test]
+    fn an_order_comes_again_for_its_own_revision_only() {
+        let ratchet = |key: &str, seq| Ratchet { key: key.to_owned(), seq };
+        let (gateway, host) = ("0".repeat(32), "gw".to_owned());
+        let asked = Revision { gateway, host, number: 8, update: UpdateId(0), done: false, order: None, came: None };
+        let last = Revision { order: Some(ratchet("release", 9)), ..asked.clone() };
+        assert!(last.again(&asked, &ratchet("release", 9)));
+        // The revision is unfinished, but it was another order, or none, that it came as.
+        assert!(!last.again(&asked, &ratchet("release", 8)) && !last.again(&asked, &ratchet("other", 9)));
+        assert!(!asked.again(&asked, &ratchet("release", 9)));
+        assert!(!last.again(&Revision { number: 9, ..asked.clone() }, &ratchet("release", 9)));
+        assert!(!last.again(&Revision { gateway: "1".repeat(32), ..asked.clone() }, &ratchet("release", 9)));
+        assert!(!Revision { done: true, ..last }.again(&asked, &ratchet("release", 9)));
+    }
+
+    #[test]
     fn a_slot_with_everything_in_it_still_fits() {
         let mut slot = slot(1);
         slot.trial = Some(Trial {
@@ -367,6 +405,8 @@ mod tests {
             number: u64::MAX,
             update: UpdateId(u64::MAX),
             done: false,
+            order: Some(Ratchet { key: "k".repeat(32), seq: u64::MAX }),
+            came: Some(Came::Refused(Code::NothingToRollBackTo)),
         });
         slot.starts_boot_id = "x".repeat(36);
         slot.starts_since_ms = u64::MAX;

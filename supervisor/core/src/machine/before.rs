@@ -119,7 +119,7 @@ pub(super) fn begin(state: &mut State, now: Moment, mut attempt: Attempt, out: &
         out.push(Effect::Unwait);
     }
     // A restart that waited for its back-off is not forgotten.
-    state.sick |= state.phase == Phase::Idle && state.restarts > 1 && state.serving.is_some();
+    state.sick |= state.phase == Phase::Idle && state.waiting && state.serving.is_some();
     if !state.settings.durable {
         let message = "there is no usable store, so nothing can be updated or rolled back; see condition Durable";
         end(state, attempt, Outcome::Refused, Some(Code::StoreUnusable), message.to_owned(), out);
@@ -291,7 +291,9 @@ pub(super) fn failed(
 /// Ends the attempt before the gate; the serving run never noticed.
 pub(super) fn finish_before_gate(state: &mut State, code: Code, message: &str, refused: bool, out: &mut Vec<Effect>) {
     // What stands by while nothing serves and the attempt has not come to its gate is the confirmed one.
-    if state.serving.is_some() || !state.phase.leaves_the_gate_free() {
+    let its_own =
+        state.standby.is_some_and(|run| state.attempt.as_ref().is_some_and(|it| it.to == Some(run.generation)));
+    if state.serving.is_some() || its_own || !state.phase.leaves_the_gate_free() {
         drop_standby(state, out);
     }
     let Some(attempt) = state.attempt.take() else { return };

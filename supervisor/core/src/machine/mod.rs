@@ -23,6 +23,8 @@ pub use state::{Attempt, Back, Kind, Phase, Run, Settings, State};
 pub use step::step;
 
 #[cfg(test)]
+mod sick_tests;
+#[cfg(test)]
 mod stories;
 #[cfg(test)]
 mod tests;

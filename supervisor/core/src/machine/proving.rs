@@ -40,6 +40,7 @@ pub(super) fn proven(state: &mut State, now: Moment, instance: u64, out: &mut Ve
         }
         (Phase::RollingBack(Back::Proving), _) => {
             state.phase = Phase::RollingBack(Back::Recording);
+            state.restarts = 0;
             state.slot.trial = None;
             state.slot.confirmed = Some(run.generation);
             state.slot.starts = 0;
@@ -211,6 +212,7 @@ pub(super) fn unhealthy(state: &mut State, now: Moment, instance: u64, message: 
                 attempt.undecided = Some(message.clone());
             }
             out.push(Effect::Warn(format!("{message}: `molt confirm` keeps it, `molt reject` goes back")));
+            out.push(Effect::Unwait);
         }
         Phase::Proving | Phase::AwaitingConfirm => trial_failed(state, now, Code::Unhealthy, message, None, out),
         Phase::RollingBack(Back::Proving) => degrade(state, now, Some((Code::Unhealthy, message)), out),

@@ -310,7 +310,7 @@ pub(super) fn exited(state: &mut State, now: Moment, instance: u64, status: i32,
         Phase::Idle => leave_with(state, status, out),
         phase if phase.before_gate() => {
             let message = format!("the running workload exited with status {status}, so molt exits too");
-            finish_before_gate(state, Code::Superseded, &message, false, out);
+            finish_before_gate(state, Code::Interrupted, &message, false, out);
             leave_with(state, status, out);
         }
         Phase::Degraded => {
@@ -374,14 +374,19 @@ pub(super) fn terminate(state: &mut State, signal: i32, out: &mut Vec<Effect>) {
         }
         out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
     } else if state.phase.before_gate() {
-        finish_before_gate(state, Code::Superseded, "molt was asked to stop", false, out);
+        finish_before_gate(state, Code::Interrupted, "molt was asked to stop", false, out);
     }
     if state.phase == Phase::Quiescing {
         // The new one has not run: it is neither a trial nor to blame.
         state.slot.trial = None;
+        if let Some(revision) = state.slot.revision.as_mut()
+            && state.attempt.as_ref().is_some_and(|attempt| attempt.id == revision.update)
+        {
+            revision.done = false;
+        }
         out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
         if let Some(attempt) = state.attempt.take() {
-            end(state, attempt, Outcome::Aborted, Some(Code::Superseded), "molt was asked to stop".to_owned(), out);
+            end(state, attempt, Outcome::Aborted, Some(Code::Interrupted), "molt was asked to stop".to_owned(), out);
         }
     }
     if matches!(state.phase, Phase::Swapping | Phase::Proving | Phase::AwaitingConfirm)
@@ -391,7 +396,7 @@ pub(super) fn terminate(state: &mut State, signal: i32, out: &mut Vec<Effect>) {
         out.push(Effect::Record(Box::new(state.slot.clone()), Mark::Keep));
     }
     if let Some(waiting) = state.queued.take() {
-        end(state, waiting, Outcome::Aborted, Some(Code::Superseded), "molt was asked to stop".to_owned(), out);
+        end(state, waiting, Outcome::Aborted, Some(Code::Interrupted), "molt was asked to stop".to_owned(), out);
     }
     drop_standby(state, out);
     out.push(Effect::Unprobe);

@@ -5,7 +5,7 @@
 
 use super::{
     Back, Effect, HookName, Kind, Mark, Moment, Patience, Phase, Purpose, Run, State,
-    before::{arm, drop_standby, end, finish_before_gate, resumes},
+    before::{arm, begin, drop_standby, end, finish_before_gate, resumes},
     proving::{finish_back, finish_confirm, trial_failed},
     rest::{self, degrade, retry_later, runs_now, wait_to_retry},
 };
@@ -181,6 +181,10 @@ pub(super) fn open(state: &mut State, out: &mut Vec<Effect>) {
         _ => Phase::Swapping,
     };
     out.push(Effect::Open(run));
+    if state.phase == Phase::Swapping {
+        // What was to be tried again by then is not any more; a trial has clocks of its own.
+        out.push(Effect::Unwait);
+    }
 }
 
 pub(super) fn gone(state: &mut State, now: Moment, instance: u64, at_ns: u64, out: &mut Vec<Effect>) {
@@ -212,7 +216,11 @@ pub(super) fn gone(state: &mut State, now: Moment, instance: u64, at_ns: u64, ou
         Phase::Idle if state.shaky => retry_later(state, out),
         // Nothing else could run meanwhile, so it is not held back any more.
         Phase::Held if state.shaky && !rest::something_can_run(state) => arm(state, out),
-        phase if state.shaky && phase.leaves_the_gate_free() => wait_to_retry(state, out),
+        phase if state.shaky && phase.leaves_the_gate_free() => {
+            // Beside one that ran, only what is held can stand by; it must not be in the way of what is tried again.
+            drop_standby(state, out);
+            wait_to_retry(state, out);
+        }
         _ => {}
     }
 }
@@ -261,12 +269,12 @@ pub(super) fn not_gone(state: &mut State, now: Moment, instance: u64, out: &mut 
                 end(state, attempt, Outcome::Degraded, Some(Code::QuiesceFailed), message, out);
             }
             state.phase = Phase::Degraded;
+            if let Some(waiting) = state.queued.take() {
+                begin(state, now, waiting, out);
+            }
         }
         Phase::RollingBack(_) => degrade(state, now, Some((Code::QuiesceFailed, message)), out),
-        _ => {
-            let _ = now;
-            out.push(Effect::Warn(message));
-        }
+        _ => out.push(Effect::Warn(message)),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
 
 const SERVING: u64 = 1;
 const STANDBY: u64 = 2;
-const ATTEMPT: UpdateId = UpdateId(5);
+pub(super) const ATTEMPT: UpdateId = UpdateId(5);
 
 fn record(generation: u32) -> Record {
     Record {

@@ -618,36 +618,6 @@ fn what_was_found_sick_while_its_successor_was_armed_in_vain_is_stopped_and_trie
 }
 
 #[test]
-fn what_was_found_sick_on_the_way_is_started_again_before_anything_waits() {
-    let restarts = |effects: &[Effect], state: &State| {
-        let told = |e: &Effect| matches!(e, Effect::End(ended) if ended.reason == Some(Code::Unhealthy));
-        assert!(effects.iter().any(told), "{effects:?}");
-        assert!(state.attempt.as_ref().is_some_and(|attempt| attempt.kind == Kind::Restart), "{state:?}");
-        assert_eq!(state.standby.map(|run| run.generation), Some(Generation(1)));
-    };
-    let sick = || Event::Unhealthy { instance: 1, message: "m".into() };
-    // Staged only: it waits for somebody.
-    let mut state = table::typical(Phase::Staging);
-    state.attempt.as_mut().unwrap().stage_only = true;
-    step(&mut state, now(), sick());
-    let record = Box::new(state.known[&Generation(2)].clone());
-    let id = state.attempt.as_ref().unwrap().id;
-    let effects = step(&mut state, now(), Event::Staged { id, record });
-    restarts(&effects, &state);
-    // Armed, and held.
-    let mut state = table::typical(Phase::Arming);
-    state.hold = true;
-    step(&mut state, now(), sick());
-    let effects = step(&mut state, now(), Event::Armed { instance: 2 });
-    restarts(&effects, &state);
-    // Without a hold it is replaced.
-    let mut state = table::typical(Phase::Arming);
-    step(&mut state, now(), sick());
-    step(&mut state, now(), Event::Armed { instance: 2 });
-    assert_eq!((state.phase, state.sick), (Phase::PreStop, true));
-}
-
-#[test]
 fn a_number_is_durable_before_anyone_hears_of_it() {
     let mut state = table::typical(Phase::Idle);
     let intent = || Event::Intent { target: Target::Back(Some(Generation(9))), by: "t".into(), note: None };

@@ -20,6 +20,8 @@ pub const VERSION: u32 = 1;
 pub const MAX_KEYS: usize = 8;
 /// How far the signer's clock and this one may be apart, in seconds.
 pub const SKEW_S: u64 = 60;
+/// Longest hold, in seconds.
+const HOLD_S: u64 = 366 * 86_400;
 /// Longest text for people inside of an order, in characters.
 const REASON: usize = 512;
 
@@ -300,7 +302,7 @@ pub struct Facts<'a> {
     pub confirmed: Option<Generation>,
     /// The wall clock, in seconds since 1970.
     pub now: u64,
-    /// The order of this very `seq` was taken for the same revision of a gateway, and nothing was touched by it yet.
+    /// This very order was taken for the same revision of a gateway, and nothing was touched by it yet.
     pub again: bool,
 }
 
@@ -414,8 +416,8 @@ impl Claims {
         if self.policy.is_some() && self.policy_digest.is_none() {
             return Err(Refusal::Policy("a policy needs its policyDigest".to_owned()));
         }
-        if self.ttl == Some(0) {
-            return wrong("a hold of no time holds nothing".to_owned());
+        if self.ttl.is_some_and(|ttl| !(1..=HOLD_S).contains(&ttl)) {
+            return wrong("a hold lasts from 1 s to 366 days".to_owned());
         }
         Ok(())
     }

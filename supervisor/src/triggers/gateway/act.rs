@@ -9,7 +9,7 @@ use molt_core::{
     code::Code,
     gateway::{Desired, Next, Report, Want, next},
     ids::UpdateId,
-    journal::Revision,
+    journal::{Came, Revision},
     order::Operation,
     wire::{API_VERSION, Accepted, Ordered, Problem, RollbackRequest, UpdateRequest},
 };
@@ -49,9 +49,8 @@ pub(super) async fn act(
             }
             Some(Heard::Desired(desired)) => {
                 let due = match next(&desired, seen.acted.as_ref(), &seen.updates) {
-                    Next::Rest if spent(&desired, seen.acted.as_ref()) => {
-                        // Before Molt was started anew: all that is known is that it was taken.
-                        answer(shared, answers, &desired.gateway, desired.revision, Told::Taken(None));
+                    Next::Rest if let Some(told) = spent(&desired, seen.acted.as_ref()) => {
+                        answer(shared, answers, &desired.gateway, desired.revision, told);
                         answered = Some((desired.gateway, desired.revision));
                         continue;
                     }
@@ -78,7 +77,8 @@ pub(super) async fn act(
                             answered = Some((desired.gateway, desired.revision));
                         }
                         // An order that comes while a workload is being swapped, or many do.
-                        Some(Err(problem)) if problem.status == 503 && desired.orders() => {}
+                        Some(Err(problem))
+                            if problem.status == 503 && problem.code == Code::Busy && desired.orders() => {}
                         Some(Err(problem)) => {
                             refuse(shared, answers, &desired.gateway, desired.revision, problem);
                             answered = Some((desired.gateway, desired.revision));
@@ -114,13 +114,18 @@ async fn shown(view: &mut watch::Receiver<std::sync::Arc<crate::command::View>>,
     let _ = view.wait_for(has).await;
 }
 
-/// Whether it is an order that was taken and began no update.
-fn spent(desired: &Desired, last: Option<&Revision>) -> bool {
-    desired.orders()
-        && last.is_some_and(|last| {
-            let this = last.gateway == desired.gateway && last.number == desired.revision;
-            this && last.done && last.update == UpdateId(0)
-        })
+/// What is known of an order that was taken before Molt was started anew, and began no update.
+fn spent(desired: &Desired, last: Option<&Revision>) -> Option<Told> {
+    let last = last.filter(|last| last.gateway == desired.gateway && last.number == desired.revision)?;
+    if !desired.orders() || !last.done || last.update != UpdateId(0) {
+        return None;
+    }
+    let refused = |code, why: &str| Told::Refused(Problem::new(code, format!("the order was taken; {why}")));
+    Some(match last.came {
+        Some(Came::Done) => Told::Taken(None),
+        Some(Came::Refused(code)) => refused(code, "it could not be done, and is spent: molt history has why"),
+        None => refused(Code::Interrupted, "Molt ended while it was done: molt status shows what is"),
+    })
 }
 
 /// What became of a desired state.
@@ -135,7 +140,8 @@ enum Asked {
 async fn ask(shared: &Shared, handle: &Handle, desired: &Desired) -> Option<Result<Asked, Problem>> {
     let host = format!("{}/{}", shared.dial.host(), desired.gateway.get(..8).unwrap_or_default());
     let (number, update) = (desired.revision, UpdateId(0));
-    let revision = Revision { gateway: desired.gateway.clone(), host, number, update, done: false };
+    let gateway = desired.gateway.clone();
+    let revision = Revision { gateway, host, number, update, done: false, order: None, came: None };
     let by = revision.by();
     let mut want = desired.want.clone().unwrap_or_default();
     if let Some(order) = want.order.take() {

@@ -33,6 +33,8 @@ const PERIOD: Duration = Duration::from_millis(200);
 struct Known {
     gateway: String,
     reports: BTreeSet<UpdateId>,
+    /// Updates that are staged and go on when somebody says so; their end is told, too.
+    staged: BTreeSet<UpdateId>,
     answer: Option<(String, u64)>,
 }
 
@@ -85,12 +87,15 @@ async fn say(
         *known = Known { gateway: received.gateway, ..Known::default() };
     }
     let has: BTreeSet<UpdateId> = received.reports.into_iter().collect();
-    for ended in view.updates.iter().filter(|update| update.outcome.is_some()) {
-        if !has.contains(&ended.id) && !known.reports.contains(&ended.id) {
-            let report = report(shared, ended, view.acted.as_ref());
-            if !send(shared, &report).await? {
-                known.reports.insert(ended.id);
-            }
+    for update in view.updates.iter().filter(|update| update.outcome.is_some()) {
+        let (id, over) = (update.id, update.ended.is_some());
+        if has.contains(&id) || known.reports.contains(&id) || (!over && known.staged.contains(&id)) {
+            continue;
+        }
+        if !send(shared, &report(shared, update, view.acted.as_ref())).await? {
+            known.reports.insert(id);
+        } else if !over {
+            known.staged.insert(id);
         }
     }
     if let Some(last) = received.events {

@@ -5,6 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 
+use nix::sys::signal::Signal;
+
 use super::{acted_once, agreed, known, pair};
 use crate::harness::{
     bed::Bed,
@@ -23,7 +25,8 @@ pub(in crate::suites) const CASES: &[Case] = &[
     case("gateway::an_answer_that_is_late_comes_twice_or_out_of_order_counts_once", out_of_order),
     case("gateway::a_report_whose_receipt_is_lost_is_told_again_and_kept_once", lost_receipts),
     case("gateway::that_dies_in_each_phase_and_comes_back_has_the_truth", gateway_dies),
-    case("gateway::molt_killed_in_each_phase_acts_once_and_tells_the_truth", molt_dies),
+    case("gateway::molt_killed_in_each_phase_acts_once_and_tells_the_truth", |bed| molt_dies(bed, Signal::SIGKILL)),
+    case("gateway::molt_stopped_in_each_phase_acts_once_and_tells_the_truth", |bed| molt_dies(bed, Signal::SIGTERM)),
     case("gateway::whoever_dies_in_a_phase_by_name_has_the_truth_after_it", |bed| in_phases(bed, Dies::Molt)),
     case("gateway::a_gateway_that_dies_in_a_phase_by_name_has_the_truth_after_it", |bed| in_phases(bed, Dies::Gateway)),
     case("gateway::a_registry_that_is_away_is_asked_again_until_it_is_back", registry_away),
@@ -153,7 +156,7 @@ fn gateway_dies(bed: &Bed) -> anyhow::Result<()> {
     molt.sound()
 }
 
-fn molt_dies(bed: &Bed) -> anyhow::Result<()> {
+fn molt_dies(bed: &Bed, by: Signal) -> anyhow::Result<()> {
     let (gateway, mut molt) = pair(bed, "stream")?;
     let images = [bed.small("v1")?, bed.small("v2")?];
     for (round, moment) in MOMENTS.into_iter().enumerate() {
@@ -161,9 +164,15 @@ fn molt_dies(bed: &Bed) -> anyhow::Result<()> {
             images.iter().find(|image| !image.ends_with(&molt.version().map(|found| found.0).unwrap_or_default()));
         let revision = gateway.want(&["update", "tested", other.context("another image")?, "--force"])?;
         std::thread::sleep(Duration::from_millis(moment));
-        ensure!(molt.sandbox.kill()? == 137);
+        molt.sandbox.signal(by)?;
+        // Stopped, it passes that on, and ends as its workload does.
+        let status = molt.sandbox.wait(SOON)?;
+        ensure!(
+            if by == Signal::SIGKILL { status == 137 } else { matches!(status, 0 | 143) },
+            "it ended with {status}"
+        );
         molt.sandbox.restart()?;
-        let context = || format!("round {round}: killed {moment} ms after the request");
+        let context = || format!("round {round}: {by} {moment} ms after the request");
         wait::until_ok("the end", SOON, || {
             let record = gateway.json(&["get", "tested"])?;
             ensure!(record["sandbox"]["stage"] == "done" && record["sandbox"]["revision"] == revision, "{record:#}");

@@ -82,6 +82,15 @@ fn taken(bed: &Bed) -> anyhow::Result<()> {
     agreed(&three.gateway, &three.molt)?;
     ensure!(three.molt.told()?["hold"].is_null(), "the order was done again: {:#}", three.molt.told()?);
     ensure!(three.gateway.json(&["get", "tested"])?["sandbox"]["stage"] == "done");
+    // One that is only staged is told, and its end, too, whoever brings it about.
+    let v1 = pinned(&three.molt, &bed.small("v1")?)?;
+    let staged = three.order(7, &json!({"op": "update", "image": v1, "force": true, "stageOnly": true}))?;
+    let said = three.gateway.expect(0, &[&["apply-order", &staged][..], &to].concat())?;
+    ensure!(said.stdout.contains("staged"), "{said:?}");
+    three.molt.expect(0, &["apply"])?;
+    agreed(&three.gateway, &three.molt)?;
+    let told = three.gateway.json(&["history", "tested"])?;
+    ensure!(told[0]["outcome"] == "confirmed", "{told:#}");
     // No key, no order.
     let forged = Signer::new(bed, "stranger")?.sign(1, &json!({"op": "hold"}))?;
     let file = three.folder.join("forged.jws");
