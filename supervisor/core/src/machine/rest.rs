@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     code::Code,
-    ids::Generation,
+    ids::{Generation, UpdateId},
     journal::{Revision, Trial},
     wire::Outcome,
 };
@@ -57,6 +57,16 @@ pub(super) fn boot(state: &mut State, now: Moment, found: Found, out: &mut Vec<E
     {
         state.queued = Some(wanted);
     }
+    if boots.is_none()
+        && let Some(spec) = found.spec.filter(|spec| spec.image.is_some())
+    {
+        // Nothing was ever confirmed: until something is, this is what is wanted, whatever else is tried first.
+        let mut first = attempt(UpdateId(0), now, "boot".to_owned(), None);
+        (first.kind, first.image, first.spec) = (Kind::Boot, spec.image, Some(spec.texts));
+        // Nothing else can run: what failed once as an update is still better.
+        first.force = true;
+        state.first = Some(first);
+    }
     if let Some(trial) = state.slot.trial.clone()
         && boot_trial(state, now, &trial, boots, out)
     {
@@ -71,19 +81,13 @@ pub(super) fn boot(state: &mut State, now: Moment, found: Found, out: &mut Vec<E
         state.attempt = Some(attempt);
         return arm(state, out);
     }
-    let id = attempt.id;
-    if let Some(spec) = found.spec {
-        attempt.image = spec.image;
-        attempt.spec = Some(spec.texts);
-    }
-    // Nothing else can run: what failed once as an update is still better.
-    attempt.force = true;
-    if attempt.image.is_some() {
-        state.first = Some(attempt.clone());
-        state.attempt = Some(attempt);
+    if let Some(first) = state.first.clone() {
+        out.push(Effect::Resolve(attempt.id));
+        state.attempt = Some(Attempt { id: attempt.id, ..first });
         state.phase = Phase::Resolving;
-        out.push(Effect::Resolve(id));
     } else {
+        attempt.spec = state.seen;
+        attempt.force = true;
         attempt.to = Some(Generation(0));
         state.attempt = Some(attempt);
         arm(state, out);

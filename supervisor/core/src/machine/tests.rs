@@ -382,6 +382,29 @@ fn a_first_image_is_still_wanted_after_another_one_failed() {
 }
 
 #[test]
+fn a_first_image_is_still_wanted_after_a_trial_that_a_stop_interrupted() {
+    let first = table::typical(Phase::Proving);
+    let mut slot = first.slot;
+    (slot.confirmed, slot.previous) = (None, None);
+    slot.trial.as_mut().unwrap().clean_stop = true;
+    let mut state = State::new(slot, first.known, Settings::default());
+    step(&mut state, now(), Event::Boot(first_boot()));
+    let instance = state.standby.unwrap().instance;
+    for event in [
+        Event::Armed { instance },
+        Event::Execed { instance, at_ns: 1 },
+        Event::Unhealthy { instance, message: "m".into() },
+        Event::Exited { instance, status: 143, at_ns: 2 },
+        Event::Gone { instance, at_ns: 2 },
+    ] {
+        step(&mut state, now(), event);
+    }
+    let effects = step(&mut state, now(), Event::Waited);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Resolve(_))), "{effects:?}");
+    assert_eq!(state.attempt.as_ref().map(|attempt| attempt.kind), Some(Kind::Boot));
+}
+
+#[test]
 fn a_degraded_sandbox_outlives_its_workload_while_the_mend_is_staged() {
     let mut state = table::typical(Phase::Held);
     state.shaky = true;
