@@ -4,11 +4,13 @@
 //! should; wait for anything but its inputs (the journal apart, which is why it is small).
 
 mod commands;
+mod ending;
 mod exec;
 mod keep;
 mod order;
 mod own;
 mod perform;
+mod prepare;
 mod spec;
 mod view;
 

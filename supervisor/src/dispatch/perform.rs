@@ -6,31 +6,20 @@ use std::{sync::Arc, time::Duration};
 
 use molt_core::{
     code::Code,
-    gc,
     ids::{Generation, UpdateId},
-    machine::{Effect, Ended, Event, HookName, Kind, Mark, Patience, Phase, Purpose, Run},
-    wire::{AuditView, Evidence, Outcome, UpdateView, What},
+    machine::{Effect, Event, HookName, Kind, Mark, Patience, Phase, Purpose, Run},
+    wire::What,
 };
 
 use super::{Brought, Dispatcher, Work};
 use crate::{
-    aside, clock,
-    effects::{
-        Fault, arm, collect, confine,
-        difference::{self, Side},
-        fetch, hook, plan, prove, quiesce, resolve, stage, swap,
-    },
-    planted, rootfs,
-    store::audit,
-    timer,
+    aside,
+    effects::{Fault, arm, confine, hook, prove, quiesce, swap},
+    planted, rootfs, timer,
 };
 
-/// Lines and bytes of output kept as evidence.
-const EVIDENCE: (usize, usize) = (200, 32 << 10);
 /// How long arming the way back waits for the new workload to be ready, to fail or to end.
 const BESIDE: Duration = Duration::from_millis(100);
-/// Updates shown by `molt history`.
-const HISTORY: usize = 64;
 
 impl Dispatcher {
     pub(super) fn perform(&mut self, effect: Effect) -> Option<Event> {
@@ -116,84 +105,6 @@ impl Dispatcher {
         }
     }
 
-    fn resolve(&mut self, id: UpdateId) {
-        let Some(image) = self.state.attempt.as_ref().and_then(|attempt| attempt.image.clone()) else { return };
-        let (context, brought) = (Arc::clone(&self.context), self.brought.clone());
-        let task = tokio::spawn(async move {
-            let resolved = resolve::resolve(&context, Some(id), &image).await.map(Box::new);
-            let _ = brought.send(Brought::Resolved(id, resolved));
-        });
-        self.task = Some((id, task));
-    }
-
-    /// The policy an attempt asks for: its own, the spec's at boot, or the one in force.
-    fn policy_of(&self, attempt: &molt_core::machine::Attempt) -> String {
-        if let Some(policy) = &attempt.policy {
-            return policy.clone();
-        }
-        if attempt.kind == Kind::Boot {
-            return self.context.policy.clone();
-        }
-        self.policy_in_force()
-    }
-
-    /// The text of the policy of what runs; else of what is confirmed; else the spec's.
-    pub(super) fn policy_in_force(&self) -> String {
-        let store = self.context.store.as_ref();
-        let in_force = self.state.serving.map(|run| run.generation).or(self.state.slot.confirmed);
-        store
-            .zip(in_force)
-            .and_then(|(store, generation)| store.policy(generation).ok())
-            .unwrap_or_else(|| self.context.policy.clone())
-    }
-
-    fn plan(&mut self, id: UpdateId) -> Event {
-        match self.planned(id) {
-            Ok(noop) => Event::Planned { id, noop },
-            Err(fault) => failed(id, fault),
-        }
-    }
-
-    fn planned(&mut self, id: UpdateId) -> Result<bool, Fault> {
-        let gone = || Fault::new(Code::Internal, "the attempt is gone");
-        let attempt = self.state.attempt.clone().ok_or_else(gone)?;
-        let image = attempt.image.clone().ok_or_else(gone)?;
-        let policy = self.policy_of(&attempt);
-        let work = self.work.get_mut(&id).ok_or_else(gone)?;
-        let resolved = work.resolved.as_ref().ok_or_else(gone)?;
-        let draft = plan::draft(&self.context, &image, resolved, &policy)?;
-        for message in &draft.warnings {
-            self.context.events.publish(Some(id), What::Warning { message: message.clone() });
-        }
-        plan::refuse_bad(&self.state.slot, &draft.record, attempt.force)?;
-        let record = &draft.record;
-        plan::refuse_below(&self.state.slot, &self.state.known, record)?;
-        let noop = self
-            .state
-            .serving
-            .and_then(|run| self.state.known.get(&run.generation))
-            .is_some_and(|now| now.same_triple(record.digest, record.policy_digest, record.settings_digest));
-        if !noop {
-            plan::view(&self.context, resolved, &draft, noop)?;
-        }
-        work.draft = Some(draft);
-        Ok(noop)
-    }
-
-    fn fetch(&mut self, id: UpdateId) {
-        let Some(resolved) = self.work.get(&id).and_then(|work| work.resolved.clone()) else {
-            let _ = self.answers.send(failed(id, Fault::new(Code::Internal, "the plan of this update is gone")));
-            return;
-        };
-        let (context, brought) = (Arc::clone(&self.context), self.brought.clone());
-        let task = tokio::spawn(async move {
-            let untidy = Arc::clone(&context.tidy).read_owned().await;
-            let layers = Box::pin(fetch::fetch(&context, id, &resolved)).await.map(|layers| (layers, untidy));
-            let _ = brought.send(Brought::Fetched(id, layers));
-        });
-        self.task = Some((id, task));
-    }
-
     /// What effects bring that is more than an event.
     pub(super) fn receive(&mut self, brought: Brought) {
         match brought {
@@ -248,31 +159,6 @@ impl Dispatcher {
                 self.warn(message);
             }
         }
-    }
-
-    fn stage(&mut self, id: UpdateId, number: Generation) {
-        let Some((draft, layers)) = self.work.remove(&id).and_then(|work| Some((work.draft?, work.layers))) else {
-            let _ = self.answers.send(failed(id, Fault::new(Code::Internal, "the plan of this update is gone")));
-            return;
-        };
-        let (context, answers) = (Arc::clone(&self.context), self.answers.clone());
-        let before = self.context.spec.hooks.pre_stage.clone().zip(self.serving_init());
-        let env = hook::environment("preStage", self.state.attempt.as_ref());
-        let task = tokio::spawn(async move {
-            if let Some((hook, init)) = before
-                && let Err(why) = hook::run(&hook, &init, env).await
-            {
-                let fault = Fault::new(Code::HookFailed, format!("the preStage hook failed: {why}"));
-                let _ = answers.send(failed(id, fault));
-                return;
-            }
-            let event = match stage::stage(&context, draft, layers, number).await {
-                Ok(record) => Event::Staged { id, record: Box::new(record) },
-                Err(fault) => failed(id, fault),
-            };
-            let _ = answers.send(event);
-        });
-        self.task = Some((id, task));
     }
 
     /// The root of a generation, shared by all its runs.
@@ -426,7 +312,7 @@ impl Dispatcher {
         self.prober = Some(tokio::spawn(prover.prove(purpose)));
     }
 
-    fn serving_init(&self) -> Option<Arc<crate::workload::run::Init>> {
+    pub(super) fn serving_init(&self) -> Option<Arc<crate::workload::run::Init>> {
         let run = self.state.serving?;
         self.live.get(&run.instance).map(|live| Arc::clone(&live.init))
     }
@@ -459,105 +345,6 @@ impl Dispatcher {
             let _ = answers.send(Event::Waited);
         }));
     }
-
-    fn end(&mut self, ended: Ended) {
-        planted::leak();
-        let Ended { attempt, outcome, reason, message } = ended;
-        self.work.remove(&attempt.id);
-        let failed = matches!(outcome, Outcome::RolledBack | Outcome::Degraded | Outcome::Aborted);
-        let seen = |to| self.evidence(to, attempt.from, attempt.exit_status);
-        let evidence = attempt.to.filter(|_| failed).map(seen);
-        // Before the gate there is mostly nothing to be seen.
-        let evidence =
-            evidence.filter(|evidence| Evidence { difference: None, ..evidence.clone() } != Evidence::default());
-        let micros = |ns: Option<u64>| ns.map(|ns| ns / 1000);
-        let mut view = UpdateView {
-            id: attempt.id,
-            kind: attempt.kind.as_str().to_owned(),
-            image: attempt.image,
-            from: attempt.from,
-            to: attempt.to,
-            outcome: Some(outcome),
-            reason,
-            message,
-            downtime_us: micros(attempt.downtime_ns),
-            unready_us: micros(attempt.unready_ns),
-            by: attempt.by,
-            note: attempt.note,
-            started: clock::text(attempt.started_ms),
-            ended: Some(crate::observe::log::now()),
-            evidence,
-            event: None,
-        };
-        tracing::info!(id = %view.id, outcome = ?outcome, downtime_us = view.downtime_us, "{}: {}", view.kind, view.message);
-        // Its number goes with it into the history: a start tells of it again, to those who were not there.
-        self.context.events.number(Some(view.id), |event| {
-            view.event = Some(event);
-            What::Outcome { result: Box::new(view.clone()) }
-        });
-        self.context.audit.note(&view);
-        self.note_policy(&view);
-        if self.history.len() == HISTORY {
-            self.history.pop_front();
-        }
-        self.history.push_back(view);
-    }
-
-    /// Another policy in force is a line of its own.
-    fn note_policy(&self, view: &UpdateView) {
-        if view.outcome != Some(Outcome::Confirmed) {
-            return;
-        }
-        let policy = |generation: Option<Generation>| Some(self.state.known.get(&generation?)?.policy_digest);
-        if let Some((from, to)) = policy(view.from).zip(policy(view.to)).filter(|(from, to)| from != to) {
-            let detail = format!("{from} -> {to}");
-            let line = audit::line("policy", &view.by, &view.kind);
-            self.context.audit.note(&AuditView { update: Some(view.id), detail: Some(detail), ..line });
-        }
-    }
-
-    fn evidence(&self, generation: Generation, from: Option<Generation>, exit_status: Option<i32>) -> Evidence {
-        let side = |number: Generation| Side::of(&self.context, self.state.known.get(&number));
-        let sides = from.filter(|from| *from != generation).and_then(|from| Some((side(from)?, side(generation)?)));
-        let difference = sides.and_then(|(from, to)| difference::between(&self.context, &from, &to).ok());
-        let of_it = self.transcripts.iter().filter(|(_, transcript)| transcript.generation == generation);
-        let probes = of_it.max_by_key(|(instance, _)| **instance).map(|(_, transcript)| transcript.lines());
-        Evidence {
-            output: self.context.output.tail(generation, EVIDENCE.0, EVIDENCE.1),
-            probes: probes.unwrap_or_default(),
-            exit_status,
-            difference,
-        }
-    }
-
-    /// Cleans up in the background. What is about to go is forgotten at once, so that nobody goes back to it meanwhile.
-    fn collect(&mut self, spent: Option<Generation>) -> Option<Event> {
-        let keep_instances: Vec<u64> = self.live.keys().copied().collect();
-        self.transcripts.retain(|instance, _| keep_instances.contains(instance));
-        self.roots.retain(|_, root| root.strong_count() > 0);
-        let store = self.context.store.clone()?;
-        // Something is being fetched: the next confirmed update cleans up after both.
-        let alone = Arc::clone(&self.context.tidy).try_write_owned().ok()?;
-        let (known, removed) = self.removable(spent);
-        let going = removed.clone();
-        aside::start("collect", move || {
-            if let Err(fault) = collect::collect(&store, &known, &going) {
-                tracing::warn!("failed to clean up the store: {}", fault.message);
-            }
-            drop(alone);
-        });
-        Some(Event::Collected { removed })
-    }
-
-    /// What is known, and what of it may go.
-    pub(super) fn removable(
-        &self,
-        spent: Option<Generation>,
-    ) -> (std::collections::BTreeMap<Generation, molt_core::generation::Record>, Vec<Generation>) {
-        let keep = usize::try_from(self.context.spec.update.keep).unwrap_or(usize::MAX);
-        let removed = gc::going(&self.state, spent, keep);
-        (self.state.known.clone(), removed)
-    }
 }
 
 /// Not for anything in the image.
@@ -565,7 +352,7 @@ fn not_opened(run: Run, message: String) -> Event {
     Event::NotExeced { instance: run.instance, code: Code::Internal, message }
 }
 
-fn failed(id: UpdateId, fault: Fault) -> Event {
+pub(super) fn failed(id: UpdateId, fault: Fault) -> Event {
     let refused = fault.refused();
     Event::Failed { id, code: fault.code, message: fault.message, refused }
 }

@@ -4,7 +4,7 @@
 //! touch the serving run.
 
 use super::{
-    Attempt, Effect, Ended, Kind, Mark, Moment, Phase, State,
+    Attempt, Effect, Ended, Kind, Mark, Moment, Phase, State, boot,
     event::Target,
     rest::{self, runs_now},
     swap, wanted,
@@ -218,7 +218,7 @@ pub(super) fn staged(state: &mut State, now: Moment, id: UpdateId, record: Recor
     let Some(attempt) = state.attempt.as_mut() else { return };
     attempt.to = Some(generation);
     if attempt.kind == Kind::Boot {
-        rest::start(state, now, out);
+        boot::start(state, now, out);
     } else if (attempt.stage_only || state.hold) && rest::something_can_run(state) {
         rest::hold(state, now, out);
         // Nothing serves and nothing is about to: not while it waits for somebody.
@@ -281,7 +281,7 @@ pub(super) fn failed(
         return;
     }
     if state.attempt.as_ref().is_some_and(|attempt| attempt.kind == Kind::Boot) {
-        rest::first_boot_failed(state, code, message, out);
+        boot::first_boot_failed(state, code, message, out);
         return;
     }
     finish_before_gate(state, code, message, refused, out);

@@ -7,8 +7,10 @@
 //! id, so an event that comes late is told from one that matters.
 
 mod before;
+mod boot;
 mod effect;
 mod event;
+mod leave;
 mod proving;
 mod rest;
 mod state;

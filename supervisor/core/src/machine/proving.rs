@@ -6,6 +6,7 @@
 use super::{
     Back, Effect, HookName, Kind, Mark, Moment, Patience, Phase, Purpose, Run, State,
     before::{arm, drop_standby, end, finish_before_gate, remember_bad},
+    leave,
     rest::{self, degrade, retry_later, runs_now},
     swap::{fail_attempt, restore},
     wanted,
@@ -156,7 +157,7 @@ fn after_end(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
     if state.exit_status.is_some() {
         state.phase = Phase::Stopping;
         if state.serving.is_none() {
-            rest::leave(state, out);
+            leave::leave(state, out);
         }
         return;
     }

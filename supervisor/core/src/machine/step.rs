@@ -1,10 +1,11 @@
 //! `step`: one event, one answer.
 //!
 //! In: a state and an event. Out: effects; the state is changed in place. Must not: panic, or ignore an event without
-//! meaning to. Which file answers: `before` up to the first signal, `swap` from there to exec, `proving` for trials and
-//! roll backs, `wanted` for a spec that was read again, `rest` for everything else that can happen at any time.
+//! meaning to. Which file answers: `boot` for a start of Molt, `before` up to the first signal, `swap` from there to exec,
+//! `proving` for trials and roll backs, `wanted` for a spec that was read again, `leave` for exits and stops. `rest` has
+//! what they do when nothing goes on.
 
-use super::{Effect, Event, Kind, Mark, Moment, Phase, State, before, proving, rest, swap, wanted};
+use super::{Effect, Event, Kind, Mark, Moment, Phase, State, before, boot, leave, proving, swap, wanted};
 use crate::gateway;
 
 /// Update numbers that a trial or a restart sets aside for requests that come while nothing may be written.
@@ -18,7 +19,7 @@ pub fn step(state: &mut State, now: Moment, event: Event) -> Vec<Effect> {
     }
     let behind = state.behind && !matches!(event, Event::Recorded | Event::NotRecorded { .. });
     match event {
-        Event::Boot(found) => rest::boot(state, now, found, &mut out),
+        Event::Boot(found) => boot::boot(state, now, found, &mut out),
         Event::Intent { target, by, note } => before::intent(state, now, target, by, note, &mut out),
         Event::Reread { wanted, by } => wanted::reread(state, now, wanted, by, &mut out),
         Event::Cancel => before::cancel(state, now, &mut out),
@@ -45,7 +46,7 @@ pub fn step(state: &mut State, now: Moment, event: Event) -> Vec<Effect> {
             swap::not_recorded(state, now, message, &mut out);
             state.behind = true;
         }
-        Event::Exited { instance, status, at_ns } => rest::exited(state, now, instance, status, at_ns, &mut out),
+        Event::Exited { instance, status, at_ns } => leave::exited(state, now, instance, status, at_ns, &mut out),
         Event::Gone { instance, at_ns } => swap::gone(state, now, instance, at_ns, &mut out),
         Event::NotGone { instance } => swap::not_gone(state, now, instance, &mut out),
         Event::Execed { instance, at_ns } => swap::execed(state, now, instance, at_ns, &mut out),
@@ -61,7 +62,7 @@ pub fn step(state: &mut State, now: Moment, event: Event) -> Vec<Effect> {
             state.waiting = false;
             proving::waited(state, now, &mut out);
         }
-        Event::Terminate { signal } => rest::terminate(state, signal, &mut out),
+        Event::Terminate { signal } => leave::terminate(state, signal, &mut out),
         Event::Collected { removed } => state.known.retain(|number, _| !removed.contains(number)),
     }
     settle_revision(state, &mut out);

@@ -6,6 +6,7 @@
 use super::{
     Back, Effect, HookName, Kind, Mark, Moment, Patience, Phase, Purpose, Run, State,
     before::{arm, begin, drop_standby, end, finish_before_gate, resumes},
+    boot, leave,
     proving::{finish_back, finish_confirm, trial_failed},
     rest::{self, degrade, retry_later, runs_now, wait_to_retry},
 };
@@ -59,7 +60,7 @@ pub(super) fn not_armed(
     state.armed = false;
     match state.phase {
         Phase::Arming => match state.attempt.as_ref().map(|attempt| attempt.kind) {
-            Some(Kind::Boot) => rest::boot_fallback(state, code, &message, out),
+            Some(Kind::Boot) => boot::boot_fallback(state, code, &message, out),
             Some(Kind::Restart) => {
                 let message = format!("failed to arm a restart: {message}; {}", runs_now(state));
                 if let Some(attempt) = state.attempt.take() {
@@ -201,7 +202,7 @@ pub(super) fn gone(state: &mut State, now: Moment, instance: u64, at_ns: u64, ou
     );
     if unexpected {
         // The init went without its workload's exit having been reported: killed from outside, or out of memory.
-        rest::exited(state, now, instance, 128 + 9, at_ns, out);
+        leave::exited(state, now, instance, 128 + 9, at_ns, out);
     }
     state.serving = None;
     state.ready = false;
@@ -211,7 +212,7 @@ pub(super) fn gone(state: &mut State, now: Moment, instance: u64, at_ns: u64, ou
     match state.phase {
         Phase::Quiescing => open(state, out),
         Phase::RollingBack(Back::Stopping) => restore(state, now, out),
-        Phase::Stopping => rest::leave(state, out),
+        Phase::Stopping => leave::leave(state, out),
         Phase::Degraded => retry_later(state, out),
         Phase::Idle if state.shaky => retry_later(state, out),
         // Nothing else could run meanwhile, so it is not held back any more.
@@ -260,7 +261,7 @@ pub(super) fn not_gone(state: &mut State, now: Moment, instance: u64, out: &mut 
     }
     let message = "the old workload was killed and is still there; no other one gets its state meanwhile".to_owned();
     match state.phase {
-        Phase::Stopping => rest::leave(state, out),
+        Phase::Stopping => leave::leave(state, out),
         Phase::Quiescing => {
             drop_standby(state, out);
             state.slot.trial = None;
@@ -291,7 +292,7 @@ pub(super) fn execed(state: &mut State, now: Moment, instance: u64, at_ns: u64, 
     }
     match state.phase {
         Phase::Swapping => match state.attempt.as_ref().map(|attempt| (attempt.kind, attempt.from)) {
-            Some((Kind::Boot | Kind::Restart, _)) => rest::started(state, now, run, out),
+            Some((Kind::Boot | Kind::Restart, _)) => boot::started(state, now, run, out),
             Some((kind, from)) => {
                 state.phase = Phase::Proving;
                 out.push(Effect::Probe(run, Purpose::Trial));

@@ -3,8 +3,10 @@
 //!
 //! In: arguments. Out: the exit status of PID 1. Must not: touch the store before the checks; run anything unconfined.
 
+mod found;
+
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -12,11 +14,10 @@ use std::{
 
 use molt_core::{
     generation::{Record, VERSION},
-    ids::{Generation, ImageRef, UpdateId},
-    journal::{self, Slot},
+    ids::{Generation, ImageRef},
+    journal::Slot,
     machine::{Event, Found, Settings, State, Wanted},
     spec::{Confirm, Spec},
-    wire::{UpdateView, What},
 };
 use molt_oci::unpacker::{Ended, Unpacker};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -27,19 +28,10 @@ use crate::{
     cli::InitArgs,
     dispatch::{Dispatcher, Facts, Inputs, Start, empty_view},
     effects::{Context, plan},
-    observe::{events::EventLog, now::Now, output::OutputRing, standard},
+    observe::{now::Now, output::OutputRing, standard},
     preflight::{self, Grade, IdMap},
-    rootfs::{
-        self, Parts, StateMount, carry,
-        table::{Table, within},
-    },
-    store::{
-        Store,
-        audit::Audit,
-        history::{self, History},
-        journal::{File, Journal},
-        memory::Remembered,
-    },
+    rootfs::{self, Parts, StateMount, carry, table::Table},
+    store::{Store, audit::Audit, history::History, journal::Journal, memory::Remembered},
     triggers::{
         files,
         signal::{Reaped, Signals, TAKEN},
@@ -50,7 +42,6 @@ use crate::{
 
 /// Where the store is unless told otherwise.
 pub(crate) const STORE: &str = "/var/lib/molt";
-const HISTORY: usize = 64;
 /// How long the exit of PID 1 waits for work under way, and for a reader of its log that is late.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -105,8 +96,8 @@ fn start(args: &InitArgs) -> Result<u8, Refusal> {
         .or_else(|error| refuse(125, format!("failed to take over signals: {error}")))?;
 
     let mut facts = Facts::default();
-    let store = open_store(args, &taken.spec, &mut facts)?;
-    let (journal, slot, known) = read_journal(store.as_deref(), &mut facts)?;
+    let store = found::open_store(args, &taken.spec, &mut facts)?;
+    let (journal, slot, known) = found::read_journal(store.as_deref(), &mut facts)?;
     let socket = args.socket.clone().unwrap_or_else(|| PathBuf::from(&taken.spec.api.socket));
     let parts = hold_parts(args, &taken.spec, &socket, store.as_deref(), &mut facts)?;
     let shim = Shim::keep(store.as_ref().map(|store| store.path.as_path()))
@@ -166,7 +157,7 @@ async fn serve(
     let mapped = IdMap::read().or_else(|text| refuse(125, text))?;
     let proc = preflight::proc_mode().or_else(|errno| refuse(125, format!("failed to try a procfs: {errno}")))?;
     let mut remembered = Remembered::open(store.as_deref());
-    let (events, past) = past(&mut slot, &known, &audit, &mut remembered, &spec, &policy);
+    let (events, past) = found::past(&mut slot, &known, &audit, &mut remembered, &spec, &policy);
     let output = OutputRing::new();
     let run = socket.parent().map_or_else(|| PathBuf::from("/run/molt"), Path::to_path_buf);
     let document = spec.to_document();
@@ -257,58 +248,12 @@ fn admit(
         drop(tokio::spawn(tls.serve(handle.clone())));
     }
     if let Some(gateway) = context.spec.gateway.clone() {
-        let id = store_id(context.store.as_deref())?;
+        let id = found::store_id(context.store.as_deref())?;
         let name = context.spec.name.clone();
         drop(tokio::spawn(crate::triggers::gateway::run(handle.clone(), gateway, name, id)));
     }
     drop(tokio::spawn(async move { crate::api::serve(handle, listener).await }));
     Ok(())
-}
-
-/// What happened before this start: the history, completed by what Molt died over; the log of events, which goes on where
-/// the last start's ended. Numbers that were given out are not given out again.
-fn past(
-    slot: &mut Slot,
-    known: &BTreeMap<Generation, Record>,
-    audit: &Audit,
-    remembered: &mut Remembered,
-    spec: &Spec,
-    policy: &str,
-) -> (EventLog, VecDeque<UpdateView>) {
-    let mut past = audit.updates(HISTORY);
-    let told = past.iter().filter_map(|view| view.event).max().unwrap_or(0);
-    let events = EventLog::new(remembered.facts.events.max(told), &past);
-    let digest = plan::sha256(format!("{}\n{policy}", spec.to_document()).as_bytes());
-    if remembered.facts.spec.replace(digest) != Some(digest) {
-        remembered.facts.revision += 1;
-    }
-    let lost: Vec<UpdateView> = history::lost(&past, slot, known).into_iter().collect();
-    let seen: Vec<UpdateId> = past.iter().chain(&lost).map(|view| view.id).collect();
-    let interrupted = std::mem::take(&mut remembered.facts.under_way);
-    let newest = remembered.newest().max(interrupted.iter().map(|one| one.update.0).max().unwrap_or(0));
-    let resumed = slot.trial.as_ref().map(|trial| trial.update);
-    let interrupted = interrupted.iter().filter(|one| !seen.contains(&one.update) && resumed != Some(one.update));
-    let interrupted: Vec<UpdateView> = interrupted.map(|one| history::interrupted(one, slot)).collect();
-    // Before anybody hears of an event.
-    remembered.number(events.last());
-    for mut record in lost.into_iter().chain(interrupted) {
-        events.number(Some(record.id), |event| {
-            record.event = Some(event);
-            What::Outcome { result: Box::new(record.clone()) }
-        });
-        audit.note_now(&record);
-        past.push(record);
-    }
-    let newest = past.iter().map(|view| view.id.0).max().unwrap_or(0).max(newest);
-    slot.next_update = slot.next_update.max(newest + 1);
-    (events, VecDeque::from(past))
-}
-
-/// What tells the store from every other one; made up for this start where there is none.
-fn store_id(store: Option<&Store>) -> Result<String, Refusal> {
-    let new = crate::gateway::files::random_id().or_else(|why| refuse(125, why))?;
-    let Some(store) = store else { return Ok(new) };
-    store.id(&new).or_else(|error| refuse(120, format!("failed to {error}")))
 }
 
 /// A key in the spec that is none is a mistake; a file may still come, and is read for each order.
@@ -334,61 +279,6 @@ fn harden() {
         tracing::warn!(%errno, "failed to become undumpable");
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
-}
-
-fn open_store(args: &InitArgs, spec: &Spec, facts: &mut Facts) -> Result<Option<Arc<Store>>, Refusal> {
-    let path = args.store.clone().unwrap_or_else(|| PathBuf::from(STORE));
-    let text = path.display().to_string();
-    // By its name, and by where it really is: a link or a second mount of the same volume leads to the same place.
-    let by_name = spec.state.iter().find(|state| within(&text, state));
-    let table = table()?;
-    if let Some(state) = by_name.or_else(|| carry::shown_with_state(&table, &spec.state, &path)) {
-        return refuse(
-            122,
-            format!(
-                "the store {text} lies in the state path {state}, which the workload writes; give it a folder of its own"
-            ),
-        );
-    }
-    match Store::open(&path) {
-        Ok(store) => Ok(Some(Arc::new(store))),
-        Err(error) if args.store.is_some() => {
-            let status = error.exit_status();
-            refuse(
-                status,
-                format!("failed to {}; nothing was touched\n    mend: {}", crate::effects::chain(&error), error.mend()),
-            )
-        }
-        Err(error) => {
-            let message = format!("failed to {}: {}", crate::effects::chain(&error), error.mend());
-            if spec.image.is_some() {
-                return refuse(error.exit_status(), format!("{message}\n    an image needs a store to be unpacked in"));
-            }
-            tracing::warn!("{message}; the container's own root runs, and nothing can be updated");
-            facts.not_durable.push(message);
-            Ok(None)
-        }
-    }
-}
-
-type JournalParts = (Option<Journal>, Slot, BTreeMap<Generation, Record>);
-
-fn read_journal(store: Option<&Store>, facts: &mut Facts) -> Result<JournalParts, Refusal> {
-    let Some(store) = store else { return Ok((None, Slot::first(), BTreeMap::new())) };
-    let (known, shelved) = store.known().or_else(|error| refuse(120, format!("failed to {error}")))?;
-    let file = File::open(&store.dir).or_else(|errno| refuse(120, format!("failed to open the journal: {errno}")))?;
-    let (journal, opened) = Journal::open(file).or_else(|error| refuse(120, format!("failed to {error}")))?;
-    let recovered = journal::recover(opened, shelved);
-    if let Some(message) = recovered.reset {
-        tracing::warn!("{message}");
-        facts.journal_reset = Some(message);
-    }
-    if let Some(newer) = recovered.newer {
-        let message = format!("failed to {newer}; what is confirmed runs, and nothing can be changed");
-        tracing::warn!("{message}");
-        facts.not_durable.push(message);
-    }
-    Ok((Some(journal), recovered.slot, known))
 }
 
 fn table() -> Result<Table, Refusal> {
