@@ -42,6 +42,8 @@ const START_TIME: Duration = Duration::from_secs(30);
 /// After the process has ended, how long its streams may be silent before they count as finished: something it left
 /// behind may hold them open for ever.
 const DRAIN: Duration = Duration::from_millis(300);
+/// Longest silence towards a client.
+const ALIVE: Duration = Duration::from_secs(5);
 const CHUNK: usize = 32 << 10;
 /// Frames on their way to the client.
 const QUEUE: usize = 8;
@@ -137,19 +139,25 @@ async fn pump(connection: Upgraded, session: ExecSession) -> io::Result<()> {
         over.send_replace(Some(status));
     };
     let input = Input { stdin, terminal, tty, signals };
+    // A client that takes nothing any more ends it at once; a process that gives nothing any more, when all is sent.
+    let all = async { tokio::try_join!(send(to, queue), async { Ok(outputs.await) }, async { Ok(waited.await) }) };
     tokio::select! {
-        (sent, done, ()) = async { tokio::join!(send(to, queue), outputs, waited) } => sent.and(done),
+        over = all => over.and_then(|((), done, ())| done),
         // Only the end of the client ends this branch; dropping the rest closes the streams of the process.
         ended = input.take(from) => ended,
     }
 }
 
-/// Writes queued frames until the last sender is gone.
+/// Writes queued frames until the last sender is gone. Where there are none, an empty one now and then: while the process
+/// takes no input, nothing is read of a client, and only this shows that it hung up.
 async fn send(mut to: WriteHalf<TokioIo<Upgraded>>, mut queue: mpsc::Receiver<Bytes>) -> io::Result<()> {
-    while let Some(frame) = queue.recv().await {
-        to.write_all(&frame).await?;
+    loop {
+        match tokio::time::timeout(ALIVE, queue.recv()).await {
+            Ok(Some(frame)) => to.write_all(&frame).await?,
+            Ok(None) => return to.shutdown().await,
+            Err(_) => to.write_all(&frame::encode(Kind::Stdout, b"")).await?,
+        }
     }
-    to.shutdown().await
 }
 
 /// Reads a stream of the process to its end, or until it is silent after the process has ended.

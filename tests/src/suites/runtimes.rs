@@ -13,6 +13,7 @@ use crate::harness::cases::{Case, case};
 use crate::harness::molt::{Molt, PROGRAM, SOON, Setup};
 use crate::harness::process;
 use crate::harness::runtime::Kind;
+use crate::harness::wait;
 
 /// The tests of this suite.
 pub(super) const CASES: &[Case] = &[
@@ -31,6 +32,7 @@ pub(super) const CASES: &[Case] = &[
     case("exec::is_confined_as_the_workload_is", exec_confined),
     case("exec::passes_status_environment_and_input", exec_passes),
     case("exec::gives_a_terminal", exec_terminal),
+    case("exec::does_not_outlive_a_client_whose_input_nobody_takes", exec_hangs_up),
 ];
 
 /// Boot v1, update to v2, a sick one that goes back, back by hand, killed and started again.
@@ -200,6 +202,22 @@ fn exec_passes(bed: &Bed) -> anyhow::Result<()> {
     let sums: Vec<&str> = sums.lines().collect();
     ensure!(sums.len() == 2 && sums[0] == sums[1], "a long output arrives whole: {sums:?}");
     molt.serves("v1", 1)?;
+    molt.sound()
+}
+
+fn exec_hangs_up(bed: &Bed) -> anyhow::Result<()> {
+    let molt = v1(bed)?;
+    let before = molt.family()?.len();
+    // More input than everything on the way holds, and nobody who reads it.
+    let inner = "echo ran > /sandbox/state/ran; exec sleep 1000";
+    let script = format!("busybox timeout -s KILL 2 {PROGRAM} exec -i -- sh -c '{inner}' </dev/zero");
+    let killed = molt.sandbox.exec(&["sh", "-c", &script])?;
+    ensure!(killed.code != 0 && molt.state_file("ran").is_some(), "{killed:?}");
+    wait::until_ok("the program to go with its client", SOON, || {
+        let family = molt.family()?;
+        ensure!(family.len() == before, "{family:?}");
+        Ok(())
+    })?;
     molt.sound()
 }
 
