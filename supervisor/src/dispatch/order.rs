@@ -164,16 +164,19 @@ impl Dispatcher {
             // Nothing came of it, and the number is another's.
             revision.update = UpdateId(0);
         }
-        if of_gateway && !begins {
-            self.came(acted.as_ref().err().map(|problem| problem.code));
+        let refusal = acted.as_ref().err().map(|problem| problem.code);
+        if of_gateway && (!begins || refusal.is_some()) {
+            self.came(refusal);
         }
         let id = acted?.map(|accepted| accepted.id);
         Ok(Ordered { key: key.id, seq, jti, op, id, after_seq })
     }
 
-    /// What came of a gateway's order is known after a restart, too. Where that cannot be written, a restart says so.
+    /// What came of a gateway's order that began no update is known after a restart, too: what was told to be refused is not
+    /// done then.
     fn came(&mut self, refused: Option<Code>) {
         if let Some(revision) = &mut self.state.slot.revision {
+            revision.done = true;
             revision.came = Some(refused.map_or(Came::Done, Came::Refused));
         }
         // In a gap it goes with the slot that ends it.

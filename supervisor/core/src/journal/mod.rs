@@ -96,7 +96,7 @@ pub struct Revision {
     /// The signed order that was taken for it, if it was one: that very order may be taken for it again while it is not done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<Ratchet>,
-    /// What came of an order that begins no update. An order without it was cut off while it was done.
+    /// What came of an order that began no update. One without it was cut off while it was done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub came: Option<Came>,
 }

@@ -213,3 +213,33 @@ fn answer(shared: &Shared, answers: &watch::Sender<Option<Report>>, gateway: &st
         ordered,
     }));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_of_an_order_is_told_as_it_was_after_a_restart() {
+        let gateway = "0".repeat(32);
+        let want = Some(Want { order: Some("a.b.c".to_owned()), ..Want::default() });
+        let desired = Desired { api_version: API_VERSION.to_owned(), gateway: gateway.clone(), revision: 7, want };
+        let host = "gw".to_owned();
+        let taken = Revision { gateway, host, number: 7, update: UpdateId(0), done: true, order: None, came: None };
+        let told = |came| match spent(&desired, Some(&Revision { came, ..taken.clone() })) {
+            Some(Told::Refused(problem)) => Some(problem.code),
+            Some(Told::Taken(None)) => None,
+            _ => panic!("{came:?} is told"),
+        };
+        assert_eq!(told(Some(Came::Done)), None);
+        assert_eq!(told(Some(Came::Refused(Code::Held))), Some(Code::Held));
+        // Cut off while it was done: nobody knows.
+        assert_eq!(told(None), Some(Code::Interrupted));
+        // One that began an update is told by that; one that is not done is acted on.
+        let other = [
+            Revision { update: UpdateId(3), ..taken.clone() },
+            Revision { done: false, ..taken.clone() },
+            Revision { number: 6, ..taken.clone() },
+        ];
+        assert!(other.iter().all(|last| spent(&desired, Some(last)).is_none()) && spent(&desired, None).is_none());
+    }
+}
