@@ -137,10 +137,11 @@ async fn pump(connection: Upgraded, session: ExecSession) -> io::Result<()> {
     let waited = async {
         let status = exited.await.unwrap_or(KILLED);
         over.send_replace(Some(status));
+        Ok(())
     };
     let input = Input { stdin, terminal, tty, signals };
     // A client that takes nothing any more ends it at once; a process that gives nothing any more, when all is sent.
-    let all = async { tokio::try_join!(send(to, queue), async { Ok(outputs.await) }, async { Ok(waited.await) }) };
+    let all = async { tokio::try_join!(send(to, queue), async { Ok(outputs.await) }, waited) };
     tokio::select! {
         over = all => over.and_then(|((), done, ())| done),
         // Only the end of the client ends this branch; dropping the rest closes the streams of the process.

@@ -180,7 +180,7 @@ mod tests {
 
     async fn ask(port: u16) -> Result<(), String> {
         let get = HttpGet { path: "/".to_owned(), port, host: "127.0.0.1".to_owned() };
-        crate::timer::timeout(Duration::from_millis(500), http(&get)).await.unwrap_or_else(|_| Err("late".to_owned()))
+        crate::timer::timeout(Duration::from_secs(2), http(&get)).await.unwrap_or_else(|_| Err("late".to_owned()))
     }
 
     #[tokio::test]
