@@ -137,8 +137,13 @@ fn run() -> io::Result<std::convert::Infallible> {
     }
     loop {
         let (stream, _) = listener.accept()?;
-        let of_stream = Arc::clone(&daemon);
-        thread::spawn(move || serve(&of_stream, stream));
+        // Where something else of its user's has all threads it answers all the same, one after the other.
+        let (of_stream, spare) = (Arc::clone(&daemon), stream.try_clone());
+        if thread::Builder::new().spawn(move || serve(&of_stream, stream)).is_err()
+            && let Ok(spare) = spare
+        {
+            serve(&daemon, spare);
+        }
     }
 }
 

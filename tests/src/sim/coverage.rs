@@ -199,6 +199,7 @@ pub fn impossible(phase: Phase, event: &str) -> Option<&'static str> {
         (Phase::PreStop | Phase::Quiescing | Phase::RollingBack(_) | Phase::Stopping, "Waited") => {
             Some("something serves, served until now, or is stopped: no timer runs")
         }
+        (Phase::Swapping | Phase::Proving, "Waited") => Some("what was to be tried again by then ended at the gate"),
         (Phase::Quiescing | Phase::RollingBack(Back::Opening | Back::Proving), "Recorded" | "NotRecorded") => {
             Some("nothing is written there")
         }
