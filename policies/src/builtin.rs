@@ -55,6 +55,7 @@ mod tests {
             let program = Some("/usr/local/bin/program");
             let context = Context {
                 workdir: "/app",
+                shown: &[],
                 state: &state,
                 program,
                 readable: &[],
@@ -83,6 +84,7 @@ mod tests {
         let program = Some("/server");
         let context = Context {
             workdir: "/",
+            shown: &[],
             state: &[],
             program,
             readable: &readable,

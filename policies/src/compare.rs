@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, fmt};
 
 use molt_core::{
     confined::{InForce, MountMode},
-    launch::{Access, AppliedRule, Confinement, Limits, Report, SeccompProfile, TcpPorts},
+    launch::{Access, AppliedRule, Confinement, Landlock, Limits, Report, SeccompProfile, TcpPorts},
 };
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,8 @@ use crate::lower::within;
 pub enum Wider {
     /// No Landlock domain any more.
     LandlockLost,
+    /// Less of what the policy says about paths must be had: before and now.
+    Compatibility(Required, Required),
     /// These file rights are not restricted any more, on any path.
     RightsUnhandled(u64),
     /// More rights below a path.
@@ -65,6 +67,28 @@ pub enum Wider {
         /// How it is seen now.
         mode: MountMode,
     },
+}
+
+/// What a policy wants to be refused for, by its `landlock.compatibility`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Required {
+    /// Nothing: `best_effort`.
+    BestEffort,
+    /// A kernel without Landlock: nothing written.
+    Landlock,
+    /// A path that the image does not have, too: `hard_requirement`.
+    EveryPath,
+}
+
+impl Required {
+    const fn of(landlock: &Landlock) -> Self {
+        match (landlock.hard, landlock.min_abi) {
+            (true, _) => Self::EveryPath,
+            (false, 0) => Self::BestEffort,
+            (false, _) => Self::Landlock,
+        }
+    }
 }
 
 /// What a TCP port is used for.
@@ -129,6 +153,7 @@ fn rights_of(access: Access) -> u64 {
 /// Everything in which `new` is wider than `old`; empty where it is the same or narrower.
 pub fn compare(old: &InForce, new: &InForce) -> Vec<Wider> {
     let mut found = Vec::new();
+    compatibility(old, new, &mut found);
     files(old, new, &mut found);
     ports(old, new, &mut found);
     let (before, after) = (&old.report, &new.report);
@@ -184,6 +209,16 @@ pub fn changes(old: &InForce, new: &InForce) -> Vec<String> {
     vec![format!("the workload is user {after} now, it was {before}: files of {before} are another's to it")]
 }
 
+/// Where there is no domain at all, that says more.
+fn compatibility(old: &InForce, new: &InForce, found: &mut Vec<Wider>) {
+    let required = |side: &InForce| side.confinement.landlock.as_ref().map(Required::of);
+    if let (Some(before), Some(after)) = (required(old), required(new))
+        && after < before
+    {
+        found.push(Wider::Compatibility(before, after));
+    }
+}
+
 fn files(old: &InForce, new: &InForce, found: &mut Vec<Wider>) {
     let (before, after) = (old.report.handled_fs, new.report.handled_fs);
     if before != 0 && after == 0 {
@@ -193,9 +228,11 @@ fn files(old: &InForce, new: &InForce, found: &mut Vec<Wider>) {
     if before & !after != 0 {
         found.push(Wider::RightsUnhandled(before & !after));
     }
-    // A path that the image lacks is granted all the same: the next image, or the workload, may make it.
-    let named = new.confinement.landlock.iter().flat_map(|landlock| &landlock.paths);
-    let lacking = named.filter(|rule| new.report.missing.contains(&rule.path)).map(|rule| AppliedRule {
+    // A path that the image lacks, or that was left out for a link on its way, is granted all the same: the next image,
+    // or the workload, may make it.
+    let named = new.confinement.landlock.iter().flat_map(|landlock| &landlock.paths).filter(|rule| !rule.derived);
+    let applied = |path: &str| new.report.rules.iter().any(|rule| rule.path == path);
+    let lacking = named.filter(|rule| !applied(&rule.path)).map(|rule| AppliedRule {
         path: rule.path.clone(),
         resolved: rule.path.clone(),
         rights: rights_of(rule.access),
@@ -279,7 +316,8 @@ fn mounts(old: &InForce, new: &InForce, found: &mut Vec<Wider>) {
 /// Rights the old side grants on `path`: the union of every rule on it or above it, as Landlock counts.
 fn granted(old: &InForce, path: &str) -> u64 {
     let applied = old.report.rules.iter().filter(|rule| within(path, &rule.resolved)).map(|rule| rule.rights);
-    // A path the old policy names but the old image did not have was granted all the same.
+    // A path the old policy names but the old image did not have was granted all the same. One that was left out for a
+    // link on its way was not: a rule of the same name goes by its name.
     let promised = old.confinement.landlock.iter().flat_map(|landlock| &landlock.paths);
     let promised = promised
         .filter(|rule| within(path, &rule.path) && old.report.missing.contains(&rule.path))
@@ -384,6 +422,13 @@ impl fmt::Display for Wider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::LandlockLost => f.write_str("no path is restricted any more (Landlock is off)"),
+            Self::Compatibility(_, Required::BestEffort) => f.write_str(
+                "paths are enforced only where the kernel can (landlock.compatibility: best_effort), they were required",
+            ),
+            Self::Compatibility(..) => f.write_str(
+                "paths that the image does not have are skipped, they were required (landlock.compatibility: \
+                 hard_requirement)",
+            ),
             Self::RightsUnhandled(rights) => write!(f, "not restricted any more on any path: {}", names(*rights)),
             Self::Path { path, resolved, rights } => {
                 let verb = if rights & CHANGE != 0 { "changed" } else { "read" };

@@ -1,9 +1,6 @@
 //! What counts as wider, and what does not.
 
-use molt_core::{
-    confined::Shown,
-    launch::{Landlock, PathRule},
-};
+use molt_core::{confined::Shown, launch::PathRule};
 
 use super::*;
 
@@ -117,6 +114,7 @@ fn what_is_lost_is_wider() {
 fn of(text: &str) -> Confinement {
     let context = crate::Context {
         workdir: "/app",
+        shown: &[],
         state: &[],
         program: None,
         readable: &[],
@@ -314,4 +312,52 @@ fn a_path_the_new_image_lacks_is_wider_all_the_same() {
     let found = texts_of(&compare(&old, &new));
     assert!(matches!(found.as_slice(), [one] if one.starts_with("/etc/keys can be changed now")), "{found:?}");
     assert_eq!(compare(&new, &new), []);
+}
+
+/// As armed with a rule for `path` that was left out for a link on its way.
+fn without(path: &str, side: &InForce) -> InForce {
+    let mut side = side.clone();
+    side.report.rules.retain(|rule| rule.path != path);
+    side
+}
+
+#[test]
+fn a_rule_that_was_left_out_was_not_granted_and_counts_by_its_name() {
+    let state = ("/sandbox/state/keys", "/sandbox/state/keys", Ro);
+    let narrow = image(&[("/usr", "/usr", Ro)]);
+    let wide = image(&[("/usr", "/usr", Ro), state]);
+    let left_out = without(state.0, &wide);
+    let found = texts_of(&compare(&narrow, &left_out));
+    assert!(matches!(found.as_slice(), [one] if one.starts_with("/sandbox/state/keys can be read now")), "{found:?}");
+    assert_eq!(compare(&left_out, &wide), [], "the same policy, once the link is gone");
+    assert_eq!(compare(&wide, &left_out), []);
+    assert_eq!(compare(&left_out, &left_out), []);
+    let renamed = image(&[("/usr", "/usr", Ro), ("/keys", "/sandbox/state/keys", Ro)]);
+    assert_eq!(compare(&left_out, &renamed).len(), 1, "by another name it is more than was granted");
+    let inside = image(&[("/usr", "/usr", Ro), ("/sandbox", "/sandbox", Rw)]);
+    let nested = image(&[("/usr", "/usr", Ro), ("/sandbox", "/sandbox", Rw), ("/sandbox/app", "/sandbox/app", Rw)]);
+    assert_eq!(compare(&inside, &without("/sandbox/app", &nested)), [], "what is in a tree is no news");
+    assert_eq!(astray(&left_out), []);
+}
+
+#[test]
+fn to_require_less_is_wider() {
+    let files = "version: 1\nfilesystem_policy: {read_only: [/usr]}\n";
+    let with = |word: &str| of(&format!("{files}landlock: {{compatibility: {word}}}\n"));
+    let (hard, plain, best) = (with("hard_requirement"), of(files), with("best_effort"));
+    let fewer =
+        "paths are enforced only where the kernel can (landlock.compatibility: best_effort), they were required";
+    let skipped =
+        "paths that the image does not have are skipped, they were required (landlock.compatibility: hard_requirement)";
+    assert_eq!(texts(&hard, &plain), [skipped]);
+    assert_eq!(texts(&hard, &best), [fewer]);
+    assert_eq!(texts(&plain, &best), [fewer]);
+    for (old, new) in [(&best, &plain), (&best, &hard), (&plain, &hard), (&hard, &hard), (&best, &best)] {
+        assert!(texts(old, new).is_empty());
+    }
+    let one = compare(&assumed(&plain), &assumed(&best));
+    let data = serde_json::to_value(&one).unwrap();
+    assert_eq!(data, serde_json::json!([{"compatibility": ["landlock", "bestEffort"]}]));
+    let open = crate::unconfined().confinement;
+    assert_eq!(texts(&hard, &open).len(), 3, "Landlock, its scopes and seccomp");
 }

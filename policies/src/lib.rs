@@ -12,11 +12,12 @@ mod network;
 mod parse;
 mod schema;
 pub mod seccomp;
+mod uncompared;
 pub mod unpacker;
 mod validate;
 
 pub use builtin::{BUILTINS, builtin, default_policy, default_policy_for};
-pub use compare::{TcpUse, Wider, assumed, astray, changes, compare};
+pub use compare::{Required, TcpUse, Wider, assumed, astray, changes, compare};
 pub use explain::{Line, Verdict, explain};
 pub use identity::RunAs;
 pub use lower::{Context, Lowered, MIN_ABI, lower, unconfined};
@@ -27,3 +28,4 @@ pub use schema::{
     GraphqlOperation, JsonRpc, LandlockSection, Matching, Mcp, NetworkRule, PersistedQueries, Policy, Process,
     Protocol, Rule, Tls,
 };
+pub use uncompared::{Uncompared, uncompared};

@@ -33,13 +33,16 @@ const DNS_PORT: u16 = 53;
 pub struct Context<'a> {
     /// The workload's working directory, absolute.
     pub workdir: &'a str,
+    /// Where mounts of the container are shown, if the working directory is the image's choice: an image does not choose
+    /// which of them are granted. Empty where the operator named the folder.
+    pub shown: &'a [String],
     /// State paths. The policy must name them itself; a note says where it does not.
     pub state: &'a [String],
     /// The program, resolved in the new root, where it is known.
     pub program: Option<&'a str>,
     /// Paths of the image that no policy was written for: readable where the policy does not say so itself.
     pub readable: &'a [&'a str],
-    /// Ports of the egress proxy (from the workload's `HTTP_PROXY` and the like): connections to it stay possible.
+    /// Ports of the egress proxy (from the `HTTP_PROXY` and the like that the spec gives the workload): connections to it stay possible.
     pub proxy_ports: &'a [u16],
     /// Landlock ABI of the kernel; 0 where there is none.
     pub kernel_abi: u32,
@@ -124,22 +127,30 @@ fn paths(policy: &Policy, context: &Context<'_>, lowered: &mut Lowered) -> Vec<P
         rules.extend(files.read_only.iter().map(|path| (normal(path), Access::ReadOnly)));
         rules.extend(files.read_write.iter().map(|path| (normal(path), Access::ReadWrite)));
     }
+    let own = own_folder(context, &rules);
     if workdir {
-        match normal(context.workdir).as_str() {
-            "/" => notes.push(
+        match own.as_deref() {
+            Ok("/") => notes.push(
                 "include_workdir: the working directory is '/', which is not made writable; name a workingDir"
                     .to_owned(),
             ),
-            path => drop(rules.insert(path.to_owned(), Access::ReadWrite)),
+            Ok(path) => drop(rules.insert(path.to_owned(), Access::ReadWrite)),
+            Err(why) => notes.push(format!("include_workdir: {why}")),
         }
+    } else if context.readable.contains(&context.workdir)
+        && let Err(why) = &own
+        && (climbs(context.workdir) || !covered(&rules, &normal(context.workdir), Access::ReadOnly))
+    {
+        notes.push(why.clone());
     }
     for path in context.state {
         if !covered(&rules, path, Access::ReadWrite) {
             notes.push(format!("state path {path} is not in read_write: the workload cannot write its state"));
         }
     }
-    let readable: Vec<String> = context.readable.iter().map(|path| normal(path)).collect();
-    let readable = readable.into_iter().filter(|path| path != "/" && !covered(&rules, path, Access::ReadOnly));
+    let readable = context.readable.iter().filter(|path| !climbs(path) && (**path != context.workdir || own.is_ok()));
+    let readable =
+        readable.map(|path| normal(path)).filter(|path| path != "/" && !covered(&rules, path, Access::ReadOnly));
     let readable: BTreeSet<String> = readable.collect();
     if let Some(program) = context.program
         && !covered(&rules, program, Access::ReadOnly)
@@ -157,6 +168,35 @@ fn paths(policy: &Policy, context: &Context<'_>, lowered: &mut Lowered) -> Vec<P
     list.extend(rules.into_iter().map(|(path, access)| PathRule { path, access, derived: false }));
     list.sort();
     list
+}
+
+/// The kernel's own folders in every generation; no image chooses them either.
+const KERNEL: [&str; 3] = ["/proc", "/dev", "/sys"];
+
+/// The working directory, if there may be a rule for it; else why not. A folder that `rules` let be written to already
+/// may have one.
+fn own_folder(context: &Context<'_>, rules: &BTreeMap<String, Access>) -> Result<String, String> {
+    if climbs(context.workdir) {
+        return Err(format!("the working directory {} holds '..': there is no rule for it", context.workdir));
+    }
+    let path = normal(context.workdir);
+    if context.shown.is_empty() || path == "/" {
+        return Ok(path);
+    }
+    let mut mounts = context.shown.iter().map(String::as_str).chain(KERNEL);
+    let touched = |mount: &&str| within(&path, mount) || within(mount, &path);
+    match mounts.find(|mount| touched(mount) && !covered(rules, mount, Access::ReadWrite)) {
+        Some(mount) if !covered(rules, &path, Access::ReadWrite) => Err(format!(
+            "the working directory {path} is the image's choice, and shows the mount {mount}: there is no rule for it; \
+             name it in the policy or as workload.workingDir"
+        )),
+        _ => Ok(path),
+    }
+}
+
+/// Whether a path leads upwards on its way, so that its text does not say where it lies.
+fn climbs(path: &str) -> bool {
+    path.split('/').any(|part| part == "..")
 }
 
 /// Whether a rule for `path` or a folder above it grants at least `access`.

@@ -9,6 +9,7 @@ fn of(text: &str, abi: u32) -> Lowered {
     let policy = crate::parse(text.as_bytes()).unwrap();
     let context = Context {
         workdir: "/app",
+        shown: &[],
         state: &state,
         program: Some("/usr/bin/x"),
         readable: &[],
@@ -49,6 +50,7 @@ fn a_root_working_directory_is_never_made_writable() {
     let policy = crate::parse(b"version: 1").unwrap();
     let context = Context {
         workdir: "/",
+        shown: &[],
         state: &[],
         program: None,
         readable: &[],
@@ -112,4 +114,67 @@ fn unconfined_is_nothing_at_all_and_says_so() {
     let lowered = unconfined();
     assert_eq!(lowered.confinement, Confinement::default());
     assert_eq!(lowered.notes.len(), 1);
+}
+
+/// The rule for a working directory of the image's choice beside `shown`, and the notes.
+fn own_folder_of(workdir: &str, files: &str, readable: &[&str]) -> (Option<(Access, bool)>, Vec<String>) {
+    let shown = ["/sandbox/state".to_owned(), "/mnt/keys".to_owned()];
+    let policy = crate::parse(format!("version: 1\nfilesystem_policy: {{{files}}}\n").as_bytes()).unwrap();
+    let context = Context {
+        workdir,
+        shown: &shown,
+        state: &[],
+        program: None,
+        readable,
+        proxy_ports: &[],
+        kernel_abi: 7,
+        seccomp: SeccompProfile::Floor,
+    };
+    let lowered = lower(&policy, &context);
+    let all = lowered.confinement.landlock.as_ref().unwrap().paths.iter();
+    assert!(all.clone().all(|rule| rule.path != "/" && !rule.path.contains("..")), "{workdir}");
+    (access(&lowered, &normal(workdir)), lowered.notes)
+}
+
+#[test]
+fn a_working_directory_that_climbs_is_no_rule() {
+    for workdir in ["/tmp/..", "/tmp/../etc", "/../etc", "/app/../../"] {
+        let (rule, notes) = own_folder_of(workdir, "include_workdir: true, read_only: [/usr]", &[]);
+        assert_eq!(rule, None, "{workdir}");
+        assert!(matches!(notes.as_slice(), [one] if one.contains("holds '..'")), "{workdir}: {notes:?}");
+        let (rule, notes) = own_folder_of(workdir, "read_only: [/usr]", &[workdir, "/bin/../srv/x"]);
+        assert_eq!((rule, notes.len()), (None, 1), "{workdir}: {notes:?}");
+    }
+}
+
+#[test]
+fn an_image_s_working_directory_grants_no_mount() {
+    let with = "include_workdir: true, read_only: [/usr]";
+    for workdir in ["/mnt/keys", "/mnt", "/mnt/keys/deep", "/sandbox", "/sandbox/state/x", "/proc/sys", "/sys", "/dev"]
+    {
+        let (rule, notes) = own_folder_of(workdir, with, &[]);
+        assert_eq!(rule, None, "{workdir}");
+        assert!(matches!(notes.as_slice(), [one] if one.contains("the image's choice")), "{workdir}: {notes:?}");
+        let (rule, notes) = own_folder_of(workdir, "read_only: [/usr]", &[workdir]);
+        assert_eq!((rule, notes.len()), (None, 1), "{workdir}, the default policy: {notes:?}");
+    }
+    for workdir in ["/app", "/mnt/keysx", "/srv/mnt/keys"] {
+        assert_eq!(own_folder_of(workdir, with, &[]), (Some((Access::ReadWrite, false)), vec![]), "{workdir}");
+        let readable = own_folder_of(workdir, "read_only: [/usr]", &[workdir]);
+        assert_eq!(readable, (Some((Access::ReadOnly, true)), vec![]), "{workdir}");
+    }
+}
+
+#[test]
+fn an_image_s_working_directory_may_be_what_the_policy_grants() {
+    let state = "include_workdir: true, read_write: [/sandbox/state]";
+    assert_eq!(own_folder_of("/sandbox", state, &[]), (Some((Access::ReadWrite, false)), vec![]), "above the state");
+    assert_eq!(own_folder_of("/sandbox/state/x", state, &[]).0, Some((Access::ReadWrite, false)));
+    let reading = "include_workdir: true, read_only: [/mnt]";
+    let (rule, notes) = own_folder_of("/mnt/keys", reading, &[]);
+    assert_eq!((rule, notes.len()), (None, 1), "it may be read, and not written to: {notes:?}");
+    let (rule, notes) = own_folder_of("/mnt", reading, &[]);
+    assert_eq!((rule, notes.len()), (Some((Access::ReadOnly, false)), 1), "the policy's own rule stays: {notes:?}");
+    let (rule, notes) = own_folder_of("/mnt/keys", "read_only: [/mnt]", &["/mnt/keys"]);
+    assert_eq!((rule, notes), (None, vec![]), "readable by the policy, with no rule of its own");
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use libc::{
     AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID,
-    CLONE_NEWUSER, CLONE_NEWUTS, EAFNOSUPPORT, ENOSYS, EPERM, MSG_FASTOPEN, NETLINK_ROUTE, c_int,
+    CLONE_NEWUSER, CLONE_NEWUTS, EAFNOSUPPORT, ENOSYS, EPERM, MSG_FASTOPEN, NETLINK_ROUTE, SOCK_SEQPACKET, c_int,
 };
 use molt_core::launch::SeccompProfile;
 use seccompiler::{
@@ -21,6 +21,8 @@ enum Arg {
     Is(u8, u32),
     IsNot(u8, u32),
     HasAny(u8, u32),
+    /// The bits of a mask are these.
+    Masked(u8, u32, u32),
 }
 
 /// When a call is refused: always, or when every condition of one of the lists holds.
@@ -57,6 +59,8 @@ const NEW_NAMESPACES: u32 =
     bits(CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET);
 const TIOCSTI: u32 = 0x5412;
 const TIOCLINUX: u32 = 0x541c;
+/// `SOCK_TYPE_MASK`: what is above are flags.
+const SOCK_TYPE: u32 = 0xf;
 const IPPROTO_SCTP: u32 = 132;
 const IPPROTO_SMC: u32 = 256;
 const IPPROTO_MPTCP: u32 = 262;
@@ -165,9 +169,19 @@ pub const TABLE: &[Denied] = &[
             &[Arg::Is(2, IPPROTO_MPTCP)],
             &[Arg::Is(2, IPPROTO_SMC)],
             &[Arg::Is(2, IPPROTO_SCTP)],
+            // With no protocol named, this kind of socket of IP is one of SCTP.
+            &[Arg::Masked(1, SOCK_TYPE, bits(SOCK_SEQPACKET)), Arg::IsNot(0, bits(AF_UNIX))],
         ],
         "packet, vsock, bluetooth, kernel crypto and others are no business of a workload; \
          MPTCP, SMC and SCTP connect past Landlock's rules for TCP",
+    ),
+    // The kernel makes both sockets before it finds out that they cannot be a pair.
+    row(
+        EAFNOSUPPORT,
+        "socketpair",
+        libc::SYS_socketpair,
+        &[&[Arg::IsNot(0, bits(AF_UNIX))]],
+        "makes sockets of families and protocols that socket does not; pairs are of AF_UNIX",
     ),
 ];
 
@@ -255,6 +269,9 @@ fn compile(when: When) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
             let tests: Vec<(u8, SeccompCmpOp, u32)> = match *arg {
                 Arg::Is(index, value) => vec![(index, SeccompCmpOp::Eq, value)],
                 Arg::IsNot(index, value) => vec![(index, SeccompCmpOp::Ne, value)],
+                Arg::Masked(index, mask, value) => {
+                    vec![(index, SeccompCmpOp::MaskedEq(u64::from(mask)), value)]
+                }
                 Arg::HasAny(index, mask) => (0..32)
                     .map(|shift| 1u32 << shift)
                     .filter(|bit| mask & bit != 0)

@@ -82,7 +82,7 @@ fn the_floor_has_all_its_rows() {
                  perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register keyctl add_key request_key \
                  kexec_load kexec_file_load init_module finit_module delete_module reboot swapon swapoff acct quotactl \
                  quotactl_fd syslog lookup_dcookie name_to_handle_at open_by_handle_at ioctl sendto sendmsg sendmmsg \
-                 setsockopt socket"
+                 setsockopt socket socketpair"
         .split_whitespace()
     {
         assert_eq!(names.iter().filter(|known| **known == name).count(), 1, "{name}");
@@ -119,6 +119,19 @@ fn rows_with_conditions_are_refused_only_when_they_hold() {
         (libc::SYS_socket, [2, 1, 262, 0, 0, 0], errno(EAFNOSUPPORT)),
         (libc::SYS_socket, [10, 1, 256, 0, 0, 0], errno(EAFNOSUPPORT)),
         (libc::SYS_socket, [2, 1, 132, 0, 0, 0], errno(EAFNOSUPPORT)),
+        (libc::SYS_socket, [1, 5, 0, 0, 0, 0], allow),
+        (libc::SYS_socket, [1, 0x80805, 0, 0, 0, 0], allow),
+        (libc::SYS_socket, [2, 5, 0, 0, 0, 0], errno(EAFNOSUPPORT)),
+        (libc::SYS_socket, [10, 5, 0, 0, 0, 0], errno(EAFNOSUPPORT)),
+        (libc::SYS_socket, [2, 0x80805, 0, 0, 0, 0], errno(EAFNOSUPPORT)),
+        (libc::SYS_socket, [high | 2, high | 5, 0, 0, 0, 0], errno(EAFNOSUPPORT)),
+        (libc::SYS_socket, [2, 0x80801, 0, 0, 0, 0], allow),
+        (libc::SYS_socketpair, [1, 1, 0, 0, 0, 0], allow),
+        (libc::SYS_socketpair, [1, 0x80805, 0, 0, 0, 0], allow),
+        (libc::SYS_socketpair, [2, 1, 0, 0, 0, 0], errno(EAFNOSUPPORT)),
+        (libc::SYS_socketpair, [10, 1, 262, 0, 0, 0], errno(EAFNOSUPPORT)),
+        (libc::SYS_socketpair, [30, 5, 0, 0, 0, 0], errno(EAFNOSUPPORT)),
+        (libc::SYS_socketpair, [high | 2, 1, 0, 0, 0, 0], errno(EAFNOSUPPORT)),
         (libc::SYS_sendto, [3, 0, 0, 0x4000, 0, 0], allow),
         (libc::SYS_sendto, [3, 0, 0, 0x2000_4000, 0, 0], errno(EPERM)),
         (libc::SYS_sendmsg, [3, 0, 0x2000_0000, 0, 0, 0], errno(EPERM)),
@@ -164,7 +177,7 @@ fn refused() {
         sched::{CloneFlags, unshare},
         sys::{
             ptrace,
-            socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, send, socket},
+            socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, send, socket, socketpair},
         },
     };
     {
@@ -185,6 +198,12 @@ fn refused() {
         assert_eq!(open(AddressFamily::Netlink, SockType::Raw, Some(SockProtocol::NetlinkRoute)), Ok(()));
         assert_eq!(open(AddressFamily::Inet, SockType::Stream, any), Ok(()));
         assert_eq!(open(AddressFamily::Unix, SockType::Stream, any), Ok(()));
+        let packets = SockType::SeqPacket;
+        assert_eq!(open(AddressFamily::Inet, packets, any), Err(Errno::EAFNOSUPPORT));
+        assert_eq!(open(AddressFamily::Unix, packets, any), Ok(()));
+        let pair = |family| socketpair(family, packets, any, SockFlag::SOCK_CLOEXEC).map(drop);
+        assert_eq!(pair(AddressFamily::Inet), Err(Errno::EAFNOSUPPORT));
+        assert_eq!(pair(AddressFamily::Unix), Ok(()));
         let tcp = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), any).unwrap();
         let fast = MsgFlags::from_bits_retain(MSG_FASTOPEN);
         assert_eq!(send(tcp.as_raw_fd(), b"x", fast), Err(Errno::EPERM));
@@ -281,7 +300,7 @@ const NUMBERS: &str = "clone3 435 435, mount 165 40, umount2 166 39, pivot_root 
     finit_module 313 273, delete_module 176 106, reboot 169 142, swapon 167 224, swapoff 168 225, acct 163 89, \
     quotactl 179 60, quotactl_fd 443 443, syslog 103 116, lookup_dcookie 212 18, name_to_handle_at 303 264, \
     open_by_handle_at 304 265, iopl 172 -, ioperm 173 -, ioctl 16 29, sendto 44 206, sendmsg 46 211, sendmmsg 307 269, \
-    setsockopt 54 208, socket 41 198";
+    setsockopt 54 208, socket 41 198, socketpair 53 199";
 
 fn numbers(name: &str) -> [Option<i64>; 2] {
     let mut rows = NUMBERS.split(',').map(|row| row.split_whitespace().collect::<Vec<_>>());
@@ -313,6 +332,7 @@ fn arm64_gets_the_same_answers_by_name() {
     for value in values {
         tried.extend((0..6).map(|place| std::array::from_fn(|at| if at == place { value } else { 0 })));
         tried.push([2, value, value, value, 0, 0]);
+        tried.push([value, 0x80805, 0, 0, 0, 0]);
         tried.push([16, 6, value, value, 0, 0]);
         tried.push([3, 6, 31, value, 4, 0]);
     }

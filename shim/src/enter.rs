@@ -116,10 +116,11 @@ fn confine(control: &OwnedFd, launch: &Launch, report: &mut Report) -> Step<()> 
     // What it says is made when it is read, with ids as whoever opened it has them: in the user namespace of `assume`.
     let mut status = std::fs::File::open("/proc/self/status")
         .map_err(|error| refuse("status", format!("/proc/self/status: {error}")))?;
+    let guarded = domain.as_ref().and_then(confine::landlock::Domain::guarded);
     if let Some(domain) = domain {
         enclose(domain, launch)?;
     }
-    report::read_back(&mut status, report, launch.confinement.seccomp.len())?;
+    report::read_back(&mut status, report, launch.confinement.seccomp.len(), guarded)?;
     planted::lie(launch, report);
     Ok(())
 }

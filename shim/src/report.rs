@@ -1,7 +1,7 @@
 //! What the shim says: messages on the control socket, and what is really in force, read back from the kernel.
 //!
-//! In: `/proc/self/status` of the confined process (opened before: its policy need not grant `/proc`), denied probes. Out: a [`Report`]. Must not: report what was asked
-//! for; only what is.
+//! In: `/proc/self/status` of the confined process (opened before: its policy need not grant `/proc`), denied probes.
+//! Out: a [`Report`]. Must not: report what was asked for; only what is.
 
 use std::{
     fs::File,
@@ -15,7 +15,10 @@ use rustix::{
     mount::{FsOpenFlags, fsopen},
 };
 
-use crate::step::{Step, refuse};
+use crate::{
+    confine::landlock::can_list,
+    step::{Step, refuse},
+};
 
 /// Sends one message.
 pub(crate) fn send(control: &OwnedFd, message: &FromShim, fds: &[BorrowedFd<'_>]) -> molt_sys::Result<()> {
@@ -29,8 +32,14 @@ pub(crate) fn tell(control: &OwnedFd, message: &FromShim) {
     let _ = send(control, message, &[]);
 }
 
-/// Fills in what `/proc/self/status` says, and checks by trying that the walls stand.
-pub(crate) fn read_back(status: &mut File, report: &mut Report, filters: usize) -> Step<()> {
+/// Fills in what `/proc/self/status` says, and checks by trying that the walls stand. `guarded` is a folder that could be
+/// listed until the Landlock domain was entered.
+pub(crate) fn read_back(
+    status: &mut File,
+    report: &mut Report,
+    filters: usize,
+    guarded: Option<&'static str>,
+) -> Step<()> {
     let mut text = String::new();
     status.read_to_string(&mut text).map_err(|error| refuse("status", error.to_string()))?;
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
@@ -54,8 +63,11 @@ pub(crate) fn read_back(status: &mut File, report: &mut Report, filters: usize) 
     if report.seccomp_mode == 2 && fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).err() != Some(Errno::PERM) {
         return Err(refuse("self-check", "a new file system could be opened in the confined process"));
     }
-    if report.handled_fs != 0 && File::create("/proc/sys/kernel/domainname").is_ok() {
-        return Err(refuse("self-check", "a sysctl could be opened for writing in the confined process"));
+    if let Some(folder) = guarded.filter(|folder| can_list(folder)) {
+        return Err(refuse(
+            "self-check",
+            format!("{folder}, which no rule holds, could be listed in the confined process"),
+        ));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The Landlock domain: paths opened as root in the new root after all mounts, entered after the ids changed.
 //!
 //! In: the lowered policy. Out: a domain, and in the report exactly what it holds. Must not: skip silently; use a right
-//! the kernel has and the policy's meaning does not cover.
+//! the kernel has and the policy's meaning does not cover; let the workload say where a path of its policy leads.
 
 use std::os::fd::OwnedFd;
 
@@ -12,10 +12,11 @@ use landlock::{
 use molt_confine::landlock::{HIGHEST_FS, kernel_abi};
 use molt_core::launch::{Access, AppliedRule, Failure, Landlock, PathRule, Report, TcpPorts};
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2},
+    fs::{CWD, FileType, Mode, OFlags, fstat, openat},
     io::Errno,
 };
 
+use super::paths::{self, Opened, Way};
 use crate::{
     planted::{self, Wall, left_out},
     step::{At as _, Step, refuse},
@@ -23,7 +24,54 @@ use crate::{
 
 /// A ruleset that is ready to be enforced.
 #[derive(Debug)]
-pub(crate) struct Domain(Option<RulesetCreated>);
+pub(crate) struct Domain {
+    ruleset: Option<RulesetCreated>,
+    /// Folders that no rule holds.
+    outside: Vec<&'static str>,
+}
+
+impl Domain {
+    const NONE: Self = Self { ruleset: None, outside: Vec::new() };
+
+    /// A folder that nothing but this domain keeps from who asks before it is entered. None where there is no such one:
+    /// the rules hold all of them, or owner and mode keep the others.
+    pub(crate) fn guarded(&self) -> Option<&'static str> {
+        if left_out(Wall::Landlock) || left_out(Wall::Errors) {
+            return None;
+        }
+        self.outside.iter().copied().find(|folder| can_list(folder))
+    }
+}
+
+/// Whether a folder can be opened to be listed.
+pub(crate) fn can_list(folder: &str) -> bool {
+    openat(CWD, folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).is_ok()
+}
+
+/// Molt's own folder, which every root has, and the root: one of them is below no rule of almost every policy.
+const FOLDERS: [&str; 2] = ["/run/molt", "/"];
+
+/// File system and inode: a rule holds for these, by whatever path it was opened.
+type Inode = (u64, u64);
+
+fn inode(fd: &OwnedFd) -> rustix::io::Result<Inode> {
+    fstat(fd).map(|stat| (stat.st_dev, stat.st_ino))
+}
+
+/// Those of [`FOLDERS`] that are below nothing in `held`. One that cannot be looked at is not among them.
+fn outside(held: &[Inode]) -> Vec<&'static str> {
+    FOLDERS.into_iter().filter(|folder| chain(folder).is_ok_and(|chain| is_outside(&chain, held))).collect()
+}
+
+/// A folder and all above it.
+fn chain(folder: &str) -> rustix::io::Result<Vec<Inode>> {
+    let above = std::path::Path::new(folder).ancestors();
+    above.map(|path| inode(&openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)).collect()
+}
+
+fn is_outside(chain: &[Inode], held: &[Inode]) -> bool {
+    !chain.iter().any(|inode| held.contains(inode))
+}
 
 /// Opens every path and builds the ruleset.
 pub(crate) fn prepare(policy: Option<&Landlock>, report: &mut Report) -> Step<Domain> {
@@ -31,7 +79,7 @@ pub(crate) fn prepare(policy: Option<&Landlock>, report: &mut Report) -> Step<Do
     report.landlock_abi = kernel;
     let Some(policy) = policy else {
         report.degraded.push("unconfined by policy: no Landlock domain".to_owned());
-        return Ok(Domain(None));
+        return Ok(Domain::NONE);
     };
     let kernel = kernel.min(policy.abi);
     report.landlock_abi = kernel;
@@ -42,7 +90,7 @@ pub(crate) fn prepare(policy: Option<&Landlock>, report: &mut Report) -> Step<Do
     }
     if kernel == 0 {
         report.degraded.push("this kernel has no Landlock: files are guarded by owner and mode only".to_owned());
-        return Ok(Domain(None));
+        return Ok(Domain::NONE);
     }
     let kernel = if left_out(Wall::NewRights) { 2 } else { kernel };
     let abi = ABI::from(i32::try_from(kernel).unwrap_or(0));
@@ -71,8 +119,11 @@ pub(crate) fn prepare(policy: Option<&Landlock>, report: &mut Report) -> Step<Do
         report.degraded.push(format!("Landlock ABI {kernel} does not guard TCP ports"));
     }
     let mut created = ruleset.create().map_err(|error| refuse("landlock", error.to_string()))?;
-    for rule in &policy.paths {
-        created = add_path(created, rule, rights, policy.hard, report)?;
+    let opened = opened(policy, report)?;
+    let held: Vec<Inode> =
+        opened.iter().map(|(rule, opened)| inode(&opened.fd).at("fstat", &rule.path)).collect::<Step<_>>()?;
+    for (rule, opened) in opened {
+        created = add_path(created, rule, opened, rights, report)?;
     }
     if report.handled_net != 0
         && let Some(tcp) = &policy.tcp
@@ -82,38 +133,68 @@ pub(crate) fn prepare(policy: Option<&Landlock>, report: &mut Report) -> Step<Do
     if report.rules.is_empty() {
         return Err(Failure { policy: true, ..refuse("landlock", "no path of the policy exists in this root") });
     }
-    Ok(Domain(Some(created)))
+    Ok(Domain { ruleset: Some(created), outside: outside(&held) })
+}
+
+/// The rules that count, each with what its path leads to. What the root does not have is left out, and what the
+/// workload itself may lead elsewhere.
+fn opened<'a>(policy: &'a Landlock, report: &mut Report) -> Step<Vec<(&'a PathRule, Opened)>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = openat(CWD, "/", flags, Mode::empty()).at("open", "/")?;
+    let mut found = Vec::new();
+    for rule in &policy.paths {
+        match open(&root, &rule.path) {
+            Ok(opened) => found.push((rule, opened)),
+            // Asked twice: a rule that is left out by mistake takes from the workload what its policy grants.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)
+                if (!policy.hard || rule.derived) && open(&root, &rule.path).is_err() =>
+            {
+                if !rule.derived {
+                    report.missing.push(rule.path.clone());
+                }
+            }
+            Err(errno) => {
+                let errno = errno.raw_os_error();
+                return Err(Failure { policy: true, errno, ..refuse("landlock", rule.path.clone()) });
+            }
+        }
+    }
+    firm(found, policy.hard, report)
+}
+
+/// Those whose way the workload cannot change.
+fn firm<'a>(found: Vec<(&'a PathRule, Opened)>, hard: bool, report: &mut Report) -> Step<Vec<(&'a PathRule, Opened)>> {
+    let ways: Vec<(Access, &Way)> = found.iter().map(|(rule, opened)| (rule.access, &opened.way)).collect();
+    let loose = paths::loose(&ways);
+    let mut firm = Vec::new();
+    for ((rule, opened), link) in found.into_iter().zip(loose) {
+        let Some(link) = link else {
+            firm.push((rule, opened));
+            continue;
+        };
+        let why = format!("{} leads over a link at {link}, which the workload may change", rule.path);
+        if hard && !rule.derived {
+            let message = format!("{why}: name where it leads in the policy");
+            return Err(Failure { policy: true, ..refuse("landlock", message) });
+        }
+        report.degraded.push(format!("{why}: left out; name where it leads in the policy"));
+    }
+    Ok(firm)
 }
 
 fn add_path(
     created: RulesetCreated,
     rule: &PathRule,
+    Opened { fd, way }: Opened,
     all: BitFlags<AccessFs>,
-    hard: bool,
     report: &mut Report,
 ) -> Step<RulesetCreated> {
-    let fd = match open(&rule.path) {
-        Ok(fd) => fd,
-        // Asked twice: a rule that is left out by mistake takes from the workload what its policy grants.
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if (!hard || rule.derived) && open(&rule.path).is_err() => {
-            if !rule.derived {
-                report.missing.push(rule.path.clone());
-            }
-            return Ok(created);
-        }
-        Err(errno) => {
-            let errno = errno.raw_os_error();
-            return Err(Failure { policy: true, errno, ..refuse("landlock", rule.path.clone()) });
-        }
-    };
     let directory = FileType::from_raw_mode(fstat(&fd).at("fstat", &rule.path)?.st_mode) == FileType::Directory;
     let rights = granted(rule.access, directory, all);
-    let resolved = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd)))
-        .map_or_else(|_| rule.path.clone(), |path| path.to_string_lossy().into_owned());
     let created = created
         .add_rule(PathBeneath::new(fd, rights))
         .map_err(|error| refuse("landlock", format!("{}: {error}", rule.path)))?;
-    report.rules.push(AppliedRule { path: rule.path.clone(), resolved, rights: rights.bits() });
+    report.rules.push(AppliedRule { path: rule.path.clone(), resolved: way.resolved, rights: rights.bits() });
     Ok(created)
 }
 
@@ -127,15 +208,13 @@ fn granted(access: Access, directory: bool, handled: BitFlags<AccessFs>) -> BitF
     if directory { wanted } else { wanted & AccessFs::from_file(HIGHEST_FS) }
 }
 
-/// Symlinks are followed inside the root (this process has pivoted into it), magic links never.
-fn open(path: &str) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
+fn open(root: &OwnedFd, path: &str) -> rustix::io::Result<Opened> {
     if left_out(Wall::LateRules)
         && let Some(early) = planted::early(path)
     {
-        return early;
+        return early.map(|fd| Opened { fd, way: Way::straight(path) });
     }
-    openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
+    paths::open(root, path)
 }
 
 fn net_rights(tcp: &TcpPorts) -> BitFlags<AccessNet> {
@@ -162,7 +241,7 @@ fn add_ports(mut created: RulesetCreated, tcp: &TcpPorts) -> Step<RulesetCreated
 
 /// Enters the domain, if there is one.
 pub(crate) fn enforce(domain: Domain) -> Step<()> {
-    let Domain(Some(ruleset)) = domain else { return Ok(()) };
+    let Some(ruleset) = domain.ruleset else { return Ok(()) };
     if left_out(Wall::Landlock) {
         return Ok(());
     }
@@ -192,6 +271,73 @@ mod tests {
         [0b1101, 0b0101, 0xffff, 0xc007],
         [0b1101, 0b0101, 0xffff, 0xc007],
     ];
+
+    fn app(derived: bool) -> PathRule {
+        PathRule { path: "/sandbox/app".to_owned(), access: Access::ReadWrite, derived }
+    }
+
+    /// What is left of a rule for `/sandbox/app` beside one for `/sandbox`, where a link leads it to `/`.
+    fn led_away(rule: &PathRule, hard: bool, report: &mut Report) -> Step<Vec<String>> {
+        let tree = PathRule { path: "/sandbox".to_owned(), ..app(false) };
+        let fd = || openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let link = paths::Link { place: "/sandbox/app".to_owned(), leaves_volume: false };
+        let away = Way { resolved: "/".to_owned(), links: vec![link] };
+        let found =
+            vec![(&tree, Opened { fd: fd(), way: Way::straight("/sandbox") }), (rule, Opened { fd: fd(), way: away })];
+        let firm = firm(found, hard, report)?;
+        Ok(firm.into_iter().map(|(rule, _)| rule.path.clone()).collect())
+    }
+
+    #[test]
+    fn a_rule_the_workload_could_lead_away_is_left_out_and_said() {
+        for (derived, hard) in [(false, false), (true, false), (true, true)] {
+            let mut report = Report::default();
+            assert_eq!(led_away(&app(derived), hard, &mut report).unwrap(), ["/sandbox"]);
+            let said = "/sandbox/app leads over a link at /sandbox/app, which the workload may change: left out; name \
+                        where it leads in the policy";
+            assert_eq!(report.degraded, [said]);
+            assert!(report.missing.is_empty());
+        }
+        let refused = led_away(&app(false), true, &mut Report::default()).unwrap_err();
+        assert!(refused.policy && refused.errno == 0, "{refused:?}");
+    }
+
+    #[test]
+    fn a_folder_is_outside_when_no_rule_holds_it_or_one_above_it() {
+        let chain = [(1, 30), (1, 20), (1, 2)];
+        assert!(is_outside(&chain, &[]));
+        assert!(is_outside(&chain, &[(1, 31), (2, 30), (2, 2)]), "beside and below, and another file system");
+        for held in chain {
+            assert!(!is_outside(&chain, &[(7, 7), held]), "{held:?}");
+        }
+        let root = chain_of("/");
+        assert_eq!(outside(&root), Vec::<&str>::new(), "a rule for the root holds all");
+        assert!(outside(&[]).contains(&"/"));
+    }
+
+    fn chain_of(folder: &str) -> Vec<Inode> {
+        chain(folder).unwrap()
+    }
+
+    /// For real: what can be listed before the domain is entered cannot be afterwards; without entering it, it still can.
+    #[test]
+    fn only_the_domain_keeps_the_guarded_folder() {
+        let rule = PathRule { path: "/usr".to_owned(), access: Access::ReadOnly, derived: false };
+        let policy = Landlock { abi: u32::MAX, paths: vec![rule], ..Landlock::default() };
+        let entered = |enter: fn(Domain) -> Step<()>| {
+            let policy = policy.clone();
+            let work = move || {
+                let domain = prepare(Some(&policy), &mut Report::default()).unwrap();
+                let folder = domain.guarded().unwrap();
+                rustix::thread::set_no_new_privs(true).unwrap();
+                enter(domain).unwrap();
+                can_list(folder)
+            };
+            std::thread::spawn(work).join().unwrap()
+        };
+        assert!(!entered(enforce));
+        assert!(entered(|_| Ok(())));
+    }
 
     #[test]
     fn rights_by_abi_and_kind_of_file() {

@@ -3,3 +3,4 @@
 pub(crate) mod ids;
 pub(crate) mod landlock;
 pub(crate) mod limits;
+mod paths;

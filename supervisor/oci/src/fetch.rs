@@ -10,43 +10,47 @@
 use std::{
     collections::{HashMap, HashSet},
     convert::Infallible,
-    io::{self, BufRead, BufReader, Read},
+    io::{BufRead, BufReader},
     os::fd::OwnedFd,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use futures_util::{
     future::{Either, select},
     stream::{FuturesUnordered, StreamExt as _},
 };
 use molt_core::ids::{Digest, ImageRef};
-use tokio::sync::{mpsc::Receiver, oneshot};
+use tokio::sync::oneshot;
 
 use crate::{
     error::{Error, Result},
-    layer::{self, apply::Options, packed::Promise, settle::settle, tree::Asks},
+    layer::{self, apply::Options, packed::Promise, settle::settle},
     layout::Layout,
+    made::{Made, Ready, publish},
     need,
+    pieces::{Counted, Pieces, Stop},
     remote::{
         blob::{Wanted, pump},
         registry::Endpoint,
     },
+    reserve::Reserve,
     resolve::{Client, Layer, Resolved, repository_at},
     store::{LayerId, Staged, Store, chain},
     thread,
-    unpacker::{Switch, Unpacked},
 };
 
 /// Pieces on their way from the socket to the unpacker, for each layer.
 const PIECES: usize = 32;
 const BUFFER: usize = 256 << 10;
 const TICK: Duration = Duration::from_millis(100);
+/// After a failure: to put what was finished under its names.
+const KEPT_WITHIN: Duration = Duration::from_mins(1);
 
 /// How far a layer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,28 +90,12 @@ pub struct Fetched {
     pub elapsed: Duration,
 }
 
-/// A layer that is unpacked but not published.
-enum Ready {
-    /// By this process.
-    Here(Staged, Asks),
-    /// By a confined one.
-    Apart(Unpacked),
-}
-
-impl Ready {
-    /// Whether the layer is the same whatever it lies on.
-    fn is_plain(&self) -> bool {
-        match self {
-            Self::Here(_, asks) => asks.is_empty(),
-            Self::Apart(unpacked) => unpacked.left.is_plain(),
-        }
-    }
-
-    fn staged(self) -> Staged {
-        match self {
-            Self::Here(staged, _) | Self::Apart(Unpacked { staged, .. }) => staged,
-        }
-    }
+/// Where the blobs of a repository may be had.
+struct Origin<'a> {
+    endpoints: &'a [Endpoint],
+    repository: &'a str,
+    /// Whether bytes of a mirror came.
+    mirrored: AtomicBool,
 }
 
 enum Source {
@@ -123,26 +111,58 @@ impl Client {
         Ok(need)
     }
 
-    /// Fetches what the store lacks of `resolved`, and its documents. Dropping the future stops it; what it was writing
-    /// is then removed by the threads that write.
+    /// Fetches what the store lacks of `resolved`, and its documents, in [`Limits::deadline`](crate::Limits::deadline)
+    /// at most.
     pub async fn fetch(&self, resolved: &Resolved, store: &Store, progress: &dyn Progress) -> Result<Fetched> {
-        let what = resolved.reference.to_string();
-        self.room(resolved, store)?;
-        let deadline = self.limits.deadline;
-        match tokio::time::timeout(deadline, self.fetch_all(resolved, store, progress)).await {
-            Ok(Err(Error::NoSpace { operation, why })) => {
-                let figures = store.space().map_or_else(
-                    |_| String::new(),
-                    |space| format!("; {} bytes and {} inodes are free", space.bytes_free, space.inodes_free),
-                );
-                Err(Error::NoSpace { operation, why: format!("{why}{figures}") })
-            }
-            Ok(done) => done,
-            Err(_) => Err(Error::Deadline { operation: "fetch", what, after: deadline }),
-        }
+        self.fetch_until(resolved, store, progress, tokio::time::sleep(self.limits.deadline)).await
     }
 
-    async fn fetch_all(&self, resolved: &Resolved, store: &Store, progress: &dyn Progress) -> Result<Fetched> {
+    /// The same with a clock of the caller's: `late` is ready when [`Limits::deadline`](crate::Limits::deadline) has
+    /// passed. After an error, that one among them, the layers that were finished are kept, unless there is no room.
+    /// Dropping the future stops it at once: the threads that write end, and what was made goes to the trash, which a
+    /// thread empties.
+    pub async fn fetch_until(
+        &self,
+        resolved: &Resolved,
+        store: &Store,
+        progress: &dyn Progress,
+        late: impl Future<Output = ()>,
+    ) -> Result<Fetched> {
+        self.room(resolved, store)?;
+        let mut made = Made::default();
+        let error = match select(pin!(self.fetch_all(resolved, store, progress, &mut made)), pin!(late)).await {
+            Either::Left((Ok(fetched), _)) => return Ok(fetched),
+            Either::Left((Err(error), _)) => error,
+            Either::Right(_) => {
+                let (what, after) = (resolved.reference.to_string(), self.limits.deadline);
+                Error::Deadline { operation: "fetch", what, after }
+            }
+        };
+        let Error::NoSpace { operation, why } = error else {
+            // They need not be fetched again. A store that hangs is not waited for without end.
+            if let Ok(Err(error)) = tokio::time::timeout(KEPT_WITHIN, made.keep(resolved, store)).await {
+                tracing::warn!(%error, "layers that were finished are not kept");
+            }
+            return Err(error);
+        };
+        // A full disk gets back what this took.
+        drop(made);
+        let emptied = store.clone();
+        let _ = blocking("the emptier of the trash", move || emptied.empty_trash()).await;
+        let figures = store.space().map_or_else(
+            |_| String::new(),
+            |space| format!("; {} bytes and {} inodes are free", space.bytes_free, space.inodes_free),
+        );
+        Err(Error::NoSpace { operation, why: format!("{why}{figures}") })
+    }
+
+    async fn fetch_all(
+        &self,
+        resolved: &Resolved,
+        store: &Store,
+        progress: &dyn Progress,
+        made: &mut Made,
+    ) -> Result<Fetched> {
         let start = Instant::now();
         let source = self.source(&resolved.reference).await?;
         keep_documents(resolved, store).await?;
@@ -162,28 +182,21 @@ impl Client {
             bytes_fetched: wanted.iter().map(|(_, layer)| layer.size).sum(),
             elapsed: Duration::ZERO,
         };
-        let (ready, problem) = self.several(&source, wanted, store, progress).await;
-        if let Some(error) = problem {
-            // A full disk gets back what this took.
-            if !matches!(error, Error::NoSpace { .. }) {
-                keep_finished(resolved, store, ready).await?;
-            }
-            return Err(error);
-        }
-        fetched.layers = self.settle_all(&source, resolved, names, ready, store, progress).await?;
+        self.several(&source, wanted, store, progress, &mut made.ready).await?;
+        fetched.layers = self.settle_all(&source, resolved, names, made, store, progress).await?;
         fetched.elapsed = start.elapsed();
         Ok(fetched)
     }
 
-    /// Fetches and unpacks layers, a few at a time, by index; stops at the first error and gives what was finished.
+    /// Fetches and unpacks layers into `ready`, a few at a time, by index; stops at the first error.
     async fn several(
         &self,
         source: &Source,
         wanted: Vec<(usize, &Layer)>,
         store: &Store,
         progress: &dyn Progress,
-    ) -> (HashMap<usize, Ready>, Option<Error>) {
-        let mut ready = HashMap::new();
+        ready: &mut HashMap<usize, Ready>,
+    ) -> Result<()> {
         let mut waiting = wanted.into_iter();
         let mut running = FuturesUnordered::new();
         loop {
@@ -197,8 +210,8 @@ impl Client {
                     progress.layer(index, &layer.digest, layer.size, layer.size, LayerState::Done);
                     ready.insert(index, done);
                 }
-                Some((_, _, Err(error))) => return (ready, Some(error)),
-                None => return (ready, None),
+                Some((_, _, Err(error))) => return Err(error),
+                None => return Ok(()),
             }
         }
     }
@@ -209,15 +222,15 @@ impl Client {
         source: &Source,
         resolved: &Resolved,
         names: Vec<Option<LayerId>>,
-        mut ready: HashMap<usize, Ready>,
+        made: &mut Made,
         store: &Store,
         progress: &dyn Progress,
     ) -> Result<Vec<LayerId>> {
         let mut below: Vec<LayerId> = Vec::new();
-        let mut batch: Vec<(Staged, LayerId)> = Vec::new();
+        let Made { ready, named } = made;
         for (index, (layer, name)) in resolved.layers.iter().zip(names).enumerate() {
             let plain = layer.id();
-            if let Some(name) = name.or_else(|| batch.iter().any(|(_, id)| *id == plain).then_some(plain)) {
+            if let Some(name) = name.or_else(|| named.iter().any(|(_, id)| *id == plain).then_some(plain)) {
                 below.push(name);
                 continue;
             }
@@ -228,19 +241,18 @@ impl Client {
             };
             if done.is_plain() {
                 below.push(plain);
-                batch.push((done.staged(), plain));
+                named.push((done.staged(), plain));
                 continue;
             }
             let id = plain.on(chain(&below));
             if !store.has_layer(&id) {
-                let lowers = folders(&below, &batch, store)?;
+                let lowers = folders(&below, named, store)?;
                 let settled = self.settle(layer, done, lowers).await;
-                batch.push((settled.map_err(|error| error.in_layer(layer.diff_id))?, id));
+                named.push((settled.map_err(|error| error.in_layer(layer.diff_id))?, id));
             }
             below.push(id);
         }
-        let store = store.clone();
-        blocking("the publisher of layers", move || store.publish(batch)).await?;
+        publish(store, std::mem::take(named)).await?;
         Ok(below)
     }
 
@@ -269,44 +281,45 @@ impl Client {
         match source {
             Source::Layout(layout) => self.one_of_layout(layout, index, layer, store, progress).await,
             Source::Registry(endpoints, repository) => {
-                let first = self.one_of_registry(endpoints, repository, index, layer, store, progress).await;
-                match (first, endpoints.as_slice()) {
-                    // A mirror may hold something else under this digest; the registry is asked before that is believed.
-                    (Err(error @ Error::Mismatch { .. }), [_, .., own]) => {
-                        progress.retry(&layer.digest.to_string(), Duration::ZERO, &error.to_string());
-                        let own = std::slice::from_ref(own);
-                        self.one_of_registry(own, repository, index, layer, store, progress).await
-                    }
-                    (result, _) => result,
-                }
+                let from = Origin { endpoints, repository, mirrored: AtomicBool::new(false) };
+                let error = match self.one_of_registry(&from, index, layer, store, progress).await {
+                    Err(error) if !matches!(error, Error::NoSpace { .. }) => error,
+                    result => return result,
+                };
+                // A mirror may send anything under this digest: what comes of it says nothing yet about the layer.
+                let (true, [.., own]) = (from.mirrored.into_inner(), endpoints.as_slice()) else { return Err(error) };
+                progress.retry(&layer.digest.to_string(), Duration::ZERO, &error.to_string());
+                let own = Origin { endpoints: std::slice::from_ref(own), repository, mirrored: AtomicBool::new(false) };
+                self.one_of_registry(&own, index, layer, store, progress).await
             }
         }
     }
 
     async fn one_of_registry(
         &self,
-        endpoints: &[Endpoint],
-        repository: &str,
+        from: &Origin<'_>,
         index: usize,
         layer: &Layer,
         store: &Store,
         progress: &dyn Progress,
     ) -> Result<Ready> {
         let (sender, receiver) = tokio::sync::mpsc::channel(PIECES);
-        let pieces = Pieces { receiver, piece: Bytes::new() };
+        let pieces = Pieces::new(receiver);
         let stop = Stop::default();
         let switch = Arc::clone(&stop.0);
         let worker = self.worker(pieces, layer, store, stop);
-        let wanted = Wanted { repository, digest: layer.digest, size: layer.size };
+        let wanted = Wanted { repository: from.repository, digest: layer.digest, size: layer.size };
         let report = |done| progress.layer(index, &layer.digest, done, layer.size, LayerState::Fetching);
         let sending = async {
             // The sender goes when the pump ends, and with it the worker.
             let sender = sender;
-            let pumping = pin!(pump(&self.registry, endpoints, wanted, &sender, progress, report));
+            let pumping = pin!(pump(&self.registry, from.endpoints, wanted, &sender, &from.mirrored, progress, report));
             let waking = pin!(async {
-                // A worker that waits for the network does not see its unpacker end. Where there is no room it does not wait.
-                switch.ended().await;
-                let _ = sender.try_send(Bytes::new());
+                // A worker that waits for the network sees neither its unpacker end nor the store fill up. Where the
+                // channel has no room it does not wait.
+                if self.unpacker.is_some() {
+                    wake(pin!(switch.ended()), || drop(sender.try_send(Bytes::new()))).await;
+                }
                 std::future::pending::<Infallible>().await
             });
             match select(pumping, waking).await {
@@ -367,6 +380,7 @@ impl Client {
             }
             let options = Options { limits: &limits, xattrs: staged.xattrs() };
             let asks = layer::unpack(source, staged.folder()?, promise, options)?;
+            Reserve::new(&store, limits.reserve).check()?;
             Ok(Ready::Here(staged, asks))
         });
         async move {
@@ -386,6 +400,7 @@ impl Client {
             }
             (Ready::Here(staged, asks), _) => {
                 let options = Options { limits: &limits, xattrs: staged.xattrs() };
+                Reserve::new(staged.store(), limits.reserve).check()?;
                 settle(&staged.folder()?, asks, &lowers, options).map(|()| staged)
             }
             (Ready::Apart(_), None) => Err(Error::Worker { what: "a settler without an unpacker" }),
@@ -427,12 +442,20 @@ pub(crate) fn present(resolved: &Resolved, store: &Store) -> Vec<Option<LayerId>
     names
 }
 
+/// Calls `wake` now and then until `ended`, and a last time then.
+async fn wake(mut ended: Pin<&mut impl Future<Output = ()>>, wake: impl Fn()) {
+    while tokio::time::timeout(TICK, &mut ended).await.is_err() {
+        wake();
+    }
+    wake();
+}
+
 /// Folders of the layers below, nearest first, published or about to be.
-fn folders(below: &[LayerId], batch: &[(Staged, LayerId)], store: &Store) -> Result<Vec<OwnedFd>> {
+fn folders(below: &[LayerId], named: &[(Staged, LayerId)], store: &Store) -> Result<Vec<OwnedFd>> {
     below
         .iter()
         .rev()
-        .map(|id| match batch.iter().find(|(_, other)| other == id) {
+        .map(|id| match named.iter().find(|(_, other)| other == id) {
             Some((staged, _)) => staged.folder(),
             None => store.layer(id),
         })
@@ -449,74 +472,4 @@ async fn keep_documents(resolved: &Resolved, store: &Store) -> Result<()> {
         store.put_blob(&resolved.config_digest, &resolved.config)
     })
     .await
-}
-
-/// After a failure: layers that are whole and depend on nothing need not be fetched again.
-async fn keep_finished(resolved: &Resolved, store: &Store, ready: HashMap<usize, Ready>) -> Result<()> {
-    let batch: Vec<_> = ready
-        .into_iter()
-        .filter(|(_, done)| done.is_plain())
-        .filter_map(|(index, done)| Some((done.staged(), resolved.layers.get(index)?.id())))
-        .collect();
-    let store = store.clone();
-    blocking("the publisher of layers", move || store.publish(batch)).await
-}
-
-/// What the pump sends, as a reader. The end of the channel is the end of the blob; sums tell whether it was. An empty
-/// piece is not the end: it wakes who reads, as a signal would.
-struct Pieces {
-    receiver: Receiver<Bytes>,
-    piece: Bytes,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let count = self.fill_buf()?.len().min(out.len());
-        self.piece.copy_to_slice(out.get_mut(..count).unwrap_or_default());
-        Ok(count)
-    }
-}
-
-impl BufRead for Pieces {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.piece.is_empty() {
-            match self.receiver.blocking_recv() {
-                Some(piece) if piece.is_empty() => return Err(io::ErrorKind::Interrupted.into()),
-                Some(piece) => self.piece = piece,
-                None => break,
-            }
-        }
-        Ok(&self.piece)
-    }
-
-    fn consume(&mut self, amount: usize) {
-        self.piece.advance(amount.min(self.piece.len()));
-    }
-}
-
-/// Ends the unpacker and stops its reader when the fetch is dropped.
-#[derive(Default)]
-struct Stop(Arc<Switch>);
-
-impl Drop for Stop {
-    fn drop(&mut self) {
-        self.0.off();
-    }
-}
-
-struct Counted {
-    inner: Box<dyn Read + Send>,
-    count: Arc<AtomicU64>,
-    stop: Arc<Switch>,
-}
-
-impl Read for Counted {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.stop.is_off() {
-            return Err(io::Error::other("nobody waits for it any more"));
-        }
-        let count = self.inner.read(out)?;
-        self.count.fetch_add(count as u64, Ordering::Relaxed);
-        Ok(count)
-    }
 }

@@ -4,8 +4,8 @@
 //! figures. Must not: promise the guesses. A manifest has packed sizes only: how large a layer unpacks, and how many
 //! entries it has, is known when it is unpacked. Packed layers count 3 times their size, which is what distribution images
 //! come to; each 8 KiB of that counts as an entry, twice as many as `mkfs.ext4` makes inodes for, and as many as the
-//! smallest files in bulk (`node_modules`) come to. A fifth is on top of both. What takes more all the same runs into
-//! ENOSPC, and what it wrote is removed.
+//! smallest files in bulk (`node_modules`) come to. A fifth is on top of both. What takes more all the same is
+//! stopped at the reserve (see [`crate::reserve`]), and what it wrote is removed.
 
 use std::collections::HashSet;
 
@@ -13,6 +13,7 @@ use crate::{
     error::{Error, Result},
     fetch::present,
     layer::decode::Packing,
+    reserve,
     resolve::Resolved,
     store::Store,
 };
@@ -23,8 +24,6 @@ const ENTRY: u64 = 8 << 10;
 const LAYER: u64 = 32;
 /// A generation's own: its folders, records, manifest and config.
 const GENERATION: u64 = 16;
-/// Bytes kept in reserve for which an inode is, too.
-const RESERVED: u64 = 64 << 10;
 
 /// What a fetch will take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +66,7 @@ pub(crate) fn check(need: &Need, what: &str, store: &Store, reserve: u64) -> Res
     let space = store.space()?;
     let reserve = if need.layers_to_fetch > 0 { reserve } else { 0 };
     let bytes = need.bytes_on_disk_estimate.saturating_add(reserve);
-    let inodes = need.inodes_estimate.saturating_add(reserve / RESERVED);
+    let inodes = need.inodes_estimate.saturating_add(reserve::inodes(reserve));
     if bytes <= space.bytes_free && inodes <= space.inodes_free {
         return Ok(());
     }
@@ -86,7 +85,7 @@ pub(crate) fn check(need: &Need, what: &str, store: &Store, reserve: u64) -> Res
             mib(need.bytes_on_disk_estimate),
             need.inodes_estimate,
             mib(reserve),
-            reserve / RESERVED,
+            reserve::inodes(reserve),
             mib(space.bytes_free),
             mib(space.bytes_total),
         ),

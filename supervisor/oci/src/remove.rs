@@ -1,5 +1,5 @@
 //! Removes a tree by descriptor: follows no link, crosses no mount, and needs neither memory nor descriptors in
-//! proportion to its depth.
+//! proportion to its depth or width.
 //!
 //! In: the parent's descriptor and a name; an attic for what is too deep. Out: the name is gone. Must not: take a path.
 
@@ -12,6 +12,8 @@ use rustix::{
 
 /// Levels that are walked with a descriptor each; deeper folders are first moved to the attic.
 const LEVELS: usize = 48;
+/// Names that are read at a time, before they are removed.
+const NAMES: usize = 1024;
 
 /// Removes `name` in `parent`, whatever it is. Not there is fine. With an `attic` (a folder of the same file system that
 /// the caller empties until nothing is left) any depth is taken.
@@ -34,10 +36,20 @@ fn level(parent: BorrowedFd<'_>, name: &[u8], attic: Option<BorrowedFd<'_>>, lef
         return to_attic(parent, name, attic);
     }
     let folder = open_folder(parent, name)?;
-    for child in children(&folder)? {
-        level(folder.as_fd(), &child, attic, left.saturating_sub(1))?;
+    loop {
+        let names = some(&folder)?;
+        if names.is_empty() {
+            return rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR);
+        }
+        for child in names {
+            level(folder.as_fd(), &child, attic, left.saturating_sub(1))?;
+        }
     }
-    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
+}
+
+/// Some names in an open folder, without `.` and `..`; none only where there is none.
+pub(crate) fn some(folder: impl AsFd) -> rustix::io::Result<Vec<Vec<u8>>> {
+    Ok(listed(folder, NAMES)?.into_iter().map(|(name, _)| name).collect())
 }
 
 fn to_attic(parent: BorrowedFd<'_>, name: &[u8], attic: BorrowedFd<'_>) -> rustix::io::Result<()> {
@@ -69,12 +81,20 @@ pub(crate) fn children(folder: impl AsFd) -> rustix::io::Result<Vec<Vec<u8>>> {
 
 /// Names in an open folder and their types, as far as the file system says.
 pub(crate) fn typed_children(folder: impl AsFd) -> rustix::io::Result<Vec<(Vec<u8>, FileType)>> {
+    listed(folder, usize::MAX)
+}
+
+/// Up to `most` of them.
+fn listed(folder: impl AsFd, most: usize) -> rustix::io::Result<Vec<(Vec<u8>, FileType)>> {
     let mut names = Vec::new();
     for item in Dir::read_from(folder)? {
         let item = item?;
         let name = item.file_name().to_bytes();
         if name != b"." && name != b".." {
             names.push((name.to_vec(), item.file_type()));
+        }
+        if names.len() == most {
+            break;
         }
     }
     Ok(names)
@@ -98,6 +118,22 @@ mod tests {
         remove(root.as_fd(), b"gone", None).unwrap();
         assert!(!dir.path().join("gone").exists());
         assert!(dir.path().join("kept/file").exists());
+    }
+
+    #[test]
+    fn a_folder_of_any_width_goes_a_part_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("wide")).unwrap();
+        let most = 2 * NAMES + 1;
+        for number in 0..most {
+            fs::write(dir.path().join(format!("wide/{number}")), "").unwrap();
+        }
+        let wide = fs::File::open(dir.path().join("wide")).unwrap();
+        assert_eq!(some(&wide).unwrap().len(), NAMES);
+        assert_eq!(children(&wide).unwrap().len(), most);
+        let root = fs::File::open(dir.path()).unwrap();
+        remove(root.as_fd(), b"wide", None).unwrap();
+        assert!(!dir.path().join("wide").exists());
     }
 
     #[test]

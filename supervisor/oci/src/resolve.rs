@@ -3,7 +3,7 @@
 //! In: a reference and a platform. Out: [`Resolved`]: manifest and config, verified, and the layers to fetch. Must not:
 //! look at a tag twice, or fetch a layer.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use molt_core::ids::{DiffId, Digest, ImageRef};
@@ -83,6 +83,15 @@ struct Places<'a> {
     progress: &'a dyn Progress,
 }
 
+/// What is asked for, in whose words.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    repository: &'a str,
+    /// A tag or a digest.
+    name: &'a str,
+    pinned: Option<Digest>,
+}
+
 /// Documents on the way to [`Resolved`].
 struct Documents {
     digest: Digest,
@@ -134,13 +143,18 @@ impl Client {
                     (None, Some(tag)) => tag.clone(),
                     (None, None) => "latest".to_owned(),
                 };
-                let from = Places { endpoints: &endpoints, progress };
-                let documents = self.documents(reference, from, &repository, &asked, *digest, platform).await?;
-                let wanted = &documents.parsed.config;
-                let path = blob_path(&wanted.digest);
-                let ask = Ask { repository: &repository, path: &path, accept: None, from: 0 };
-                let (config, _) = self.verified(from, ask, Some(wanted.digest), wanted.size).await?;
-                assemble(reference, documents, config.bytes, platform)
+                let wanted = Asked { repository: &repository, name: &asked, pinned: *digest };
+                let found =
+                    self.found_at(reference, Places { endpoints: &endpoints, progress }, wanted, platform).await;
+                match (found, endpoints.as_slice()) {
+                    // A mirror may have led astray with a tag: its word is not the last one.
+                    (Err(error), [_, .., own]) if !error.transient() => {
+                        progress.retry(&reference.to_string(), Duration::ZERO, &error.to_string());
+                        let own = Places { endpoints: std::slice::from_ref(own), progress };
+                        self.found_at(reference, own, wanted, platform).await
+                    }
+                    (found, _) => found,
+                }
             }
             ImageRef::Layout { path, tag } => {
                 let (path, tag) = (path.clone(), tag.clone());
@@ -153,20 +167,35 @@ impl Client {
         }
     }
 
+    async fn found_at(
+        &self,
+        reference: &ImageRef,
+        from: Places<'_>,
+        wanted: Asked<'_>,
+        platform: &Platform,
+    ) -> Result<Resolved> {
+        let documents = self.documents(reference, from, wanted, platform).await?;
+        let config = &documents.parsed.config;
+        let path = blob_path(&config.digest);
+        let ask = Ask { repository: wanted.repository, path: &path, accept: None, from: 0 };
+        let (config, ..) = self.verified(from, ask, Some(config.digest), config.size, |_| Ok(())).await?;
+        assemble(reference, documents, config.bytes, platform)
+    }
+
     async fn documents(
         &self,
         reference: &ImageRef,
         from: Places<'_>,
-        repository: &str,
-        asked: &str,
-        pinned: Option<Digest>,
+        wanted: Asked<'_>,
         platform: &Platform,
     ) -> Result<Documents> {
-        let path = format!("manifests/{asked}");
+        let Asked { repository, name, pinned } = wanted;
+        let path = format!("manifests/{name}");
         let ask = Ask { repository, path: &path, accept: Some(ACCEPT), from: 0 };
-        let (answer, digest) = self.verified(from, ask, pinned, self.limits.manifest).await?;
         let what = reference.to_string();
-        let entries = match manifest::parse(&what, &answer.bytes, answer.media_type.as_deref(), &self.limits)? {
+        let parse = |answer: &Answer| manifest::parse(&what, &answer.bytes, answer.media_type.as_deref(), &self.limits);
+        let (answer, digest, parsed) = self.verified(from, ask, pinned, self.limits.manifest, parse).await?;
+        let entries = match parsed {
             Parsed::Manifest(parsed) => {
                 return Ok(Documents { digest, index: None, manifest_digest: digest, manifest: answer.bytes, parsed });
             }
@@ -175,20 +204,22 @@ impl Client {
         let chosen = manifest::choose(&what, &entries, platform)?;
         let path = format!("manifests/{}", chosen.digest);
         let ask = Ask { repository, path: &path, accept: Some(ACCEPT), from: 0 };
-        let (inner, manifest_digest) =
-            self.verified(from, ask, Some(chosen.digest), chosen.size.min(self.limits.manifest)).await?;
-        let parsed = inner_manifest(&what, &inner.bytes, inner.media_type.as_deref(), chosen, &self.limits)?;
+        let at_most = chosen.size.min(self.limits.manifest);
+        let parse =
+            |inner: &Answer| inner_manifest(&what, &inner.bytes, inner.media_type.as_deref(), chosen, &self.limits);
+        let (inner, manifest_digest, parsed) = self.verified(from, ask, Some(chosen.digest), at_most, parse).await?;
         Ok(Documents { digest, index: Some(answer.bytes), manifest_digest, manifest: inner.bytes, parsed })
     }
 
-    /// Gets a document from the first endpoint that has it right.
-    async fn verified(
+    /// Gets a document from the first endpoint that has it right: it is what its digest says, and `parse` can read it.
+    async fn verified<T>(
         &self,
         from: Places<'_>,
         ask: Ask<'_>,
         digest: Option<Digest>,
         at_most: u64,
-    ) -> Result<(Answer, Digest)> {
+        parse: impl Fn(&Answer) -> Result<T>,
+    ) -> Result<(Answer, Digest, T)> {
         let mut pace = Pace::new(&self.limits, ask.path, Some(from.progress));
         let mut endpoints = from.endpoints.iter().peekable();
         while let Some(endpoint) = endpoints.peek() {
@@ -201,7 +232,7 @@ impl Client {
                         expected: expected.to_string(),
                         actual: actual.to_string(),
                     }),
-                    _ => Ok((answer, actual)),
+                    _ => parse(&answer).map(|parsed| (answer, actual, parsed)),
                 }
             });
             match result {

@@ -243,6 +243,44 @@ async fn one_connection_too_many_is_told_so_and_places_come_back() {
     }
 }
 
+/// Whoever has a place and sends no body loses it, and need not let go of the connection for that. It takes the half minute
+/// that a request may take.
+#[tokio::test]
+async fn bodies_that_never_come_are_given_up_and_lock_nobody_out() {
+    let served = served();
+    let head = |framing: &str| {
+        format!("POST /v1/rollback HTTP/1.1\r\nhost: molt\r\ncontent-type: application/json\r\n{framing}")
+    };
+    let mut open = Vec::new();
+    for number in 0..listen::CONNECTIONS {
+        let mut one = tokio::net::UnixStream::connect(&served.socket).await.unwrap();
+        let framing = match number % 3 {
+            0 => "content-length: 2\r\n\r\n",
+            1 => "content-length: 200\r\n\r\n{\"reason\": \"",
+            _ => "transfer-encoding: chunked\r\n\r\n1\r\n{\r\n",
+        };
+        one.write_all(head(framing).as_bytes()).await.unwrap();
+        open.push(one);
+    }
+    let begun = tokio::time::Instant::now();
+    for one in &mut open {
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(Duration::from_mins(2), one.read_to_end(&mut answer)).await;
+        read.expect("the connection is closed in time").unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("deadline-exceeded"), "{answer}");
+    }
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(20) && took <= Duration::from_mins(1), "{took:?}");
+    // The clients still hold their ends.
+    assert_eq!(open.len(), listen::CONNECTIONS);
+    assert_eq!(served.client.answer(Method::GET, "/livez", NO_BODY).await.unwrap().0, StatusCode::OK);
+    assert!(
+        served.client.get::<Vec<UpdateView>>("/v1/updates").await.unwrap().iter().all(|one| one.kind != "rollback")
+    );
+    drop(open);
+}
+
 #[tokio::test]
 async fn whoever_only_connects_locks_nobody_out() {
     let served = served();

@@ -416,13 +416,15 @@ fn own_root(
         since: crate::observe::log::now(),
     };
     let old = known.get(&Generation(0));
-    match old.filter(|old| old.same_triple(None, record.policy_digest, record.settings_digest)) {
-        Some(old) => record.since.clone_from(&old.since),
-        None => {
-            if let Some(store) = &context.store {
-                store.stage(&record, &context.policy).or_else(|error| refuse(120, format!("failed to {error}")))?;
-            }
+    if let Some(old) = old.filter(|old| old.same_triple(None, record.policy_digest, record.settings_digest)) {
+        record.since.clone_from(&old.since);
+    } else if let Some(Err(error)) = context.store.as_ref().map(|store| store.stage(&record, &context.policy)) {
+        // It is no reason to leave another one lying.
+        if known.keys().all(|other| *other == Generation(0)) {
+            return refuse(120, format!("failed to {error}"));
         }
+        tracing::warn!("failed to {error}; generation 0 stays as it was staged last");
+        return Ok(());
     }
     known.insert(Generation(0), record);
     Ok(())

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use molt_core::{
     gc,
-    ids::Generation,
+    ids::{Generation, UpdateId},
     machine::{Ended, Event},
     wire::{AuditView, Evidence, Outcome, UpdateView, What},
 };
@@ -70,6 +70,9 @@ impl Dispatcher {
             self.history.pop_front();
         }
         self.history.push_back(view);
+        let long_ago = self.history.len().saturating_sub(HISTORY / 2);
+        let long_ago: Vec<UpdateId> = self.history.iter().take(long_ago).map(|view| view.id).collect();
+        self.forget_ended(&long_ago);
     }
 
     /// Another policy in force is a line of its own.

@@ -122,6 +122,15 @@ impl Dispatcher {
         self.save();
     }
 
+    /// Requests that ended so long ago that the history surely has them: a start that looks only at its newest lines must
+    /// not take them for interrupted. Not at once: until its line is on disk, this is all that knows of an end.
+    pub(super) fn forget_ended(&mut self, ended: &[UpdateId]) {
+        let under_way = &mut self.remembered.facts.under_way;
+        let before = under_way.len();
+        under_way.retain(|one| !ended.contains(&one.update));
+        self.forgetful |= under_way.len() != before;
+    }
+
     /// Writes what is remembered, now or after the gap. What cannot be written is known as long as Molt runs.
     pub(super) fn save(&mut self) {
         if self.quiet() {

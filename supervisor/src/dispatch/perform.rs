@@ -163,12 +163,15 @@ impl Dispatcher {
 
     /// The root of a generation, shared by all its runs.
     fn root(&mut self, generation: Generation) -> Result<Arc<rootfs::Rootfs>, Fault> {
-        if let Some(root) = self.roots.get(&generation).and_then(std::sync::Weak::upgrade) {
+        let mounted = self.roots.get(&generation).and_then(std::sync::Weak::upgrade);
+        // There may be room by now.
+        if let Some(root) = mounted.filter(|root| !root.read_only) {
             return Ok(root);
         }
         let missing = || Fault::new(Code::NothingToRollBackTo, format!("generation {generation} is not in the store"));
         let record = self.state.known.get(&generation).ok_or_else(missing)?;
-        let root = rootfs::mount(self.context.store.as_deref(), &self.context.parts, record)?;
+        let ran = [self.state.slot.confirmed, self.state.slot.previous].contains(&Some(generation));
+        let root = rootfs::mount(self.context.store.as_deref(), &self.context.parts, record, ran)?;
         self.roots.insert(generation, Arc::downgrade(&root));
         Ok(root)
     }

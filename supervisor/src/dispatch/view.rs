@@ -16,7 +16,7 @@ use molt_core::{
 };
 
 use super::Dispatcher;
-use crate::{clock, command::View};
+use crate::{clock, command::View, rootfs::FULL};
 
 /// Facts of this start that conditions speak of.
 #[derive(Debug, Clone, Default)]
@@ -182,9 +182,11 @@ impl Dispatcher {
         };
         let default_identity = live.is_some_and(|live| live.default_identity);
         let as_root = live.is_some_and(|live| live.in_force.report.uid == 0);
+        let full = live.is_some_and(|live| live.kept.read_only);
         let mut degraded = confinement.as_ref().map(|report| report.degraded.clone()).unwrap_or_default();
         let conditions = self.conditions(&degraded, default_identity, as_root);
         degraded.extend(self.context.client.degraded().iter().map(|wall| format!("unpacking: {wall}")));
+        degraded.extend(full.then(|| FULL.to_owned()));
         let hold = self.hold_view();
         let mut updates: Vec<UpdateView> = self.history.iter().cloned().collect();
         updates.extend(update.clone());

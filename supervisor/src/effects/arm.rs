@@ -38,7 +38,7 @@ use crate::{
     api::Door,
     observe::output::Stream,
     preflight,
-    rootfs::{LetGoAside, RootError, Rootfs, Tree, users},
+    rootfs::{FULL, LetGoAside, RootError, Rootfs, Tree, users},
     timer::{Instant, timeout_at},
     workload::{
         door::Socket,
@@ -155,11 +155,7 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
     for message in notes {
         context.events.publish(order.update, What::Note { message });
     }
-    for more in keep(context, generation, &in_force).await? {
-        let message = format!("generation {generation} may do more than when it was armed last: {more}");
-        tracing::warn!("{message}");
-        context.events.publish(order.update, What::Warning { message });
-    }
+    keep(context, &order, &in_force).await?;
     let init = Arc::new(init);
     if let Some(door) = door {
         let own =
@@ -231,9 +227,35 @@ fn late(why: &str) -> Fault {
     Fault::new(Code::DeadlineExceeded, format!("not armed within {} s: {why}", ARMED_WITHIN.as_secs()))
 }
 
-/// Keeps what is in force beside the generation. What is there already is not written again; in what it is wider than
-/// what was there is returned, in words: another spec, or a path that the workload itself led elsewhere.
-async fn keep(context: &Arc<Context>, generation: Generation, in_force: &InForce) -> Result<Vec<String>, Fault> {
+/// Keeps what is in force beside the generation, and says in what it is wider than what was there: another spec, or a path
+/// that leads elsewhere. What ran before starts on a full or failing disk, too: only what a later update is compared with is
+/// older then.
+async fn keep(context: &Arc<Context>, order: &Order, in_force: &InForce) -> Result<(), Fault> {
+    let generation = order.record.generation;
+    let warn = |message: String| {
+        tracing::warn!("{message}");
+        context.events.publish(order.update, What::Warning { message });
+    };
+    if order.rootfs.read_only {
+        warn(FULL.to_owned());
+    }
+    match written(context, generation, in_force).await {
+        Ok(wider) => {
+            for more in wider {
+                warn(format!("generation {generation} may do more than when it was armed last: {more}"));
+            }
+            Ok(())
+        }
+        Err(fault) if matches!(order.against, Against::Nothing) => {
+            warn(format!("{}; the next update is compared with what was in force before", fault.message));
+            Ok(())
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Writes it; what is there already is not written again. In what it is wider, in words.
+async fn written(context: &Arc<Context>, generation: Generation, in_force: &InForce) -> Result<Vec<String>, Fault> {
     let Some(store) = context.store.clone() else { return Ok(Vec::new()) };
     let in_force = in_force.clone();
     let kept = move || {

@@ -27,6 +27,12 @@ pub(crate) fn collect(
         left.remove(number);
         done.generations.push(*number);
     }
+    // It may need any layer, and may be read again: by the next start, or by a newer Molt.
+    if let Some(number) = store.withheld()? {
+        tracing::warn!(generation = number.0, "the record of a generation cannot be read: no layer is cleaned up");
+        done.bytes = store.content.space()?.bytes_free.saturating_sub(before);
+        return Ok(done);
+    }
     let layers: BTreeSet<&str> =
         left.values().flat_map(|record| &record.layers).map(|layer| layer.folder.as_str()).collect();
     for id in store.content.layers()? {

@@ -11,7 +11,7 @@ use molt_core::{
     confined::{InForce, MountMode, Shown},
     generation::Record,
     launch::{Confinement, Identity, Limits, Report},
-    spec::Principal,
+    spec::{EnvVar, Principal},
     wire::Section,
 };
 use molt_policy::Lowered;
@@ -27,14 +27,21 @@ pub(crate) fn lowered(
     env: &BTreeMap<String, String>,
 ) -> Result<Lowered, Fault> {
     let spec = &context.spec;
-    let ports = proxy_ports(env);
-    let own = [program, record.program.cwd.as_str()];
+    let ports = proxy_ports(&spec.workload.env, env);
+    let workdir = record.program.cwd.as_str();
+    let shown: Vec<String> = if spec.workload.working_dir.as_deref() == Some(workdir) {
+        Vec::new()
+    } else {
+        mounts(context).into_iter().map(|mount| mount.path).collect()
+    };
+    let own = [program, workdir];
     let readable: Vec<&str> = match policy {
         Policy::Default => own.into_iter().filter(|path| path.starts_with('/')).collect(),
         _ => Vec::new(),
     };
     let lowering = molt_policy::Context {
-        workdir: &record.program.cwd,
+        workdir,
+        shown: &shown,
         state: &spec.state,
         program: program.starts_with('/').then_some(program),
         readable: &readable,
@@ -50,12 +57,12 @@ pub(crate) fn lowered(
     if lowered.unmet.is_empty() { Ok(lowered) } else { Err(Fault::new(Code::PolicyUnmet, lowered.unmet.join("; "))) }
 }
 
-/// Ports of the egress proxy, from the variables programs take it from.
-fn proxy_ports(env: &BTreeMap<String, String>) -> Vec<u16> {
-    ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"]
-        .iter()
-        .filter_map(|name| env.get(*name)?.trim_end_matches('/').rsplit(':').next()?.parse().ok())
-        .collect()
+/// Ports of the egress proxy, from the variables programs take it from: those that the spec gives, and the workload has.
+/// An image's own open no port.
+fn proxy_ports(given: &[EnvVar], env: &BTreeMap<String, String>) -> Vec<u16> {
+    let names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
+    let ours = given.iter().filter(|var| names.contains(&var.name.as_str()) && env.get(&var.name) == Some(&var.value));
+    ours.filter_map(|var| var.value.trim_end_matches('/').rsplit(':').next()?.parse().ok()).collect()
 }
 
 /// What becomes of each section of the policy here, for `molt status`.
@@ -187,4 +194,31 @@ pub(crate) fn foreseen(
     let workload = &context.spec.workload.limits;
     now.limits = Limits { nofile: workload.nofile, nproc: workload.nproc, core: 0 };
     Ok(molt_policy::compare(before, &now).iter().map(ToString::to_string).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_proxy_of_the_spec_opens_its_port() {
+        let var = |name: &str, value: &str| EnvVar { name: name.to_owned(), value: value.to_owned() };
+        let env: BTreeMap<String, String> = [
+            ("HTTP_PROXY", "http://egress:3128/"),
+            ("https_proxy", "http://egress:3129"),
+            ("ALL_PROXY", "socks5://10.0.0.1:22"),
+            ("PORT", "http://x:8080"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+        assert_eq!(proxy_ports(&[], &env), [0u16; 0], "the image's own");
+        let given = [
+            var("HTTP_PROXY", "http://egress:3128/"),
+            var("https_proxy", "http://egress:3129"),
+            var("ALL_PROXY", "socks5://10.0.0.1:1080"),
+            var("PORT", "http://x:8080"),
+            var("http_proxy", "egress"),
+        ];
+        assert_eq!(proxy_ports(&given, &env), [3128, 3129]);
+    }
 }

@@ -25,12 +25,16 @@ pub(crate) async fn fetch(context: &Context, id: UpdateId, resolved: &Resolved) 
     };
     let progress = Teller::new(context, Some(id), resolved.layers.len());
     let deadline = context.spec.update.pull_deadline.as_duration();
-    let fetched = crate::timer::timeout(deadline, Box::pin(context.client.fetch(resolved, &store.content, &progress)))
-        .await
-        .map_err(|_| {
+    // The client ends by itself, so that what it has finished by then is kept.
+    let late = crate::timer::sleep(deadline);
+    let fetched = Box::pin(context.client.fetch_until(resolved, &store.content, &progress, late)).await;
+    let fetched = fetched.map_err(|error| match error {
+        molt_oci::Error::Deadline { .. } => {
             let message = format!("the layers were not there after {} s (update.pullDeadline)", deadline.as_secs());
             Fault::new(Code::DeadlineExceeded, message)
-        })??;
+        }
+        error => error.into(),
+    })?;
     // What came from the network goes back to the kernel.
     molt_sys::memory::trim();
     for wall in context.client.degraded() {

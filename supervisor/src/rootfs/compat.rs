@@ -7,14 +7,14 @@
 use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use molt_core::{code::Code, ids::Generation};
 use rustix::{
     fs::CWD,
     io::Errno,
-    mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount},
+    mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree, unmount},
 };
 
 use super::{Parts, RootError};
@@ -57,6 +57,21 @@ impl Drop for Anchor {
 
 static SERIAL: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
+/// Puts a small tmpfs of this process on the folder `anchors`, once: mount points are made there, so that a full disk is
+/// no hindrance to a start or a rollback.
+fn make_room(anchors: &Path) -> rustix::io::Result<()> {
+    static DONE: Mutex<bool> = Mutex::new(false);
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if *done {
+        return Ok(());
+    }
+    std::fs::create_dir_all(anchors).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("tmpfs", anchors, "tmpfs", flags, c"mode=0700,size=64k,nr_inodes=1k")?;
+    *done = true;
+    Ok(())
+}
+
 /// Keeps `mount` detached where that is enough, else mounts it below `anchors`.
 pub(super) fn anchor(
     mount: OwnedFd,
@@ -69,12 +84,14 @@ pub(super) fn anchor(
     }
     let serial = SERIAL.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let place = anchors.join(format!("{generation}-{serial}"));
-    let fail = |step, why: &dyn std::fmt::Display| {
-        RootError::new(step, place.display().to_string(), why.to_string(), Code::Unsupported)
+    let fail = |step, path: &Path, why: &dyn std::fmt::Display, code| {
+        RootError::new(step, path.display().to_string(), why.to_string(), code)
     };
-    std::fs::create_dir_all(&place).map_err(|error| fail("make", &error))?;
+    // Neither is the image's fault, nor for ever.
+    make_room(anchors).map_err(|errno| fail("mount a tmpfs at", anchors, &errno, Code::StoreUnusable))?;
+    std::fs::create_dir(&place).map_err(|error| fail("make", &place, &error, Code::StoreUnusable))?;
     move_mount(&mount, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(|errno| fail("mount the overlay at", &errno))?;
+        .map_err(|errno| fail("mount the overlay at", &place, &errno, Code::Unsupported))?;
     Ok((mount, Some(Anchor(place))))
 }
 

@@ -45,12 +45,17 @@ impl RootError {
     }
 }
 
+/// What is said of a root that could be had read-only alone.
+pub(crate) const FULL: &str = "the store's disk is full: all but the state and carried mounts is read-only; make room, and its next start can write";
+
 /// The overlay (or bind) that is a generation's root, before anything is mounted on it. As long as it is held, the last
 /// process of the generation can end without the file system below being flushed.
 #[derive(Debug)]
 pub(crate) struct Rootfs {
     mount: OwnedFd,
     anchor: Option<compat::Anchor>,
+    /// There was no room for one that can be written to.
+    pub(crate) read_only: bool,
 }
 
 /// Holds a root until a worker lets go of it. The last one to let go takes the root apart, for which the kernel may write
@@ -104,18 +109,23 @@ pub(crate) struct Tree {
     pub(crate) late: Vec<(String, OwnedFd)>,
 }
 
-/// Mounts the overlay of `record`: its layers, and its own upper folder.
-pub(crate) fn mount(store: Option<&Store>, parts: &Parts, record: &Record) -> Result<Arc<Rootfs>, RootError> {
+/// Mounts the overlay of `record`: its layers, and its own upper folder. What `ran` before is mounted on a full disk, too.
+pub(crate) fn mount(
+    store: Option<&Store>,
+    parts: &Parts,
+    record: &Record,
+    ran: bool,
+) -> Result<Arc<Rootfs>, RootError> {
     let Some(store) = store else {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let mount = open_tree(&parts.own_root, "", flags)
             .map_err(|errno| RootError::new("clone", "the container's root", errno, Code::Unsupported))?;
         apart(&mount)?;
-        return Ok(Arc::new(Rootfs { mount, anchor: None }));
+        return Ok(Arc::new(Rootfs { mount, anchor: None, read_only: false }));
     };
-    let mount = overlay::mount(store, parts, record)?;
+    let (mount, read_only) = overlay::mount(store, parts, record, ran)?;
     let (mount, anchor) = compat::anchor(mount, &parts.anchors, record.generation)?;
-    Ok(Arc::new(Rootfs { mount, anchor }))
+    Ok(Arc::new(Rootfs { mount, anchor, read_only }))
 }
 
 impl Rootfs {

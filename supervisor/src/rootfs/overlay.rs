@@ -1,7 +1,8 @@
 //! The overlay mount of one generation.
 //!
-//! In: layer folders top first, upper and work folder, all by descriptor. Out: a detached mount, nosuid,nodev. Must not:
-//! follow redirects or metacopy marks, which a hostile layer could carry.
+//! In: layer folders top first, upper and work folder, all by descriptor. Out: a detached mount, nosuid,nodev; on a full
+//! disk, of what ran before, a read-only one. Must not: follow redirects or metacopy marks, which a hostile layer could
+//! carry.
 
 use std::{
     collections::HashSet,
@@ -22,8 +23,10 @@ use rustix::{
 use super::{Parts, RootError, compat};
 use crate::store::Store;
 
-/// Mounts it.
-pub(super) fn mount(store: &Store, parts: &Parts, record: &Record) -> Result<OwnedFd, RootError> {
+/// Mounts it, and whether it could be had read-only alone. overlayfs makes and removes a few names in its work folder when
+/// it is mounted, and cannot where there is no room for them. What `ran` before is then shown as it was left: its own upper
+/// folder is the topmost of those that are only read.
+pub(super) fn mount(store: &Store, parts: &Parts, record: &Record, ran: bool) -> Result<(OwnedFd, bool), RootError> {
     let number = record.generation;
     let fail = |step, why: String, code| RootError::new(step, format!("generation {number}"), why, code);
     let folder = store.folder(number).map_err(|error| fail("open", error.to_string(), Code::StoreUnusable))?;
@@ -59,8 +62,20 @@ pub(super) fn mount(store: &Store, parts: &Parts, record: &Record) -> Result<Own
         }
     }
     let (upper, work) = (open("upper")?, open("work")?);
-    build(&lowers, &upper, &work, store.content.xattrs())
-        .map_err(|(step, errno)| fail(step, errno.to_string(), Code::StoreUnusable))
+    let xattrs = store.content.xattrs();
+    let code = |errno| if full(errno) { Code::NoSpace } else { Code::StoreUnusable };
+    let failed = |(step, errno): (_, Errno)| fail(step, errno.to_string(), code(errno));
+    match build(&lowers, Some((&upper, &work)), xattrs) {
+        Err((_, errno)) if ran && full(errno) => {
+            lowers.insert(0, upper);
+            build(&lowers, None, xattrs).map(|mount| (mount, true)).map_err(failed)
+        }
+        built => built.map(|mount| (mount, false)).map_err(failed),
+    }
+}
+
+const fn full(errno: Errno) -> bool {
+    matches!(errno, Errno::NOSPC | Errno::DQUOT)
 }
 
 /// Whether the root of a layer is opaque. overlayfs does not look at the mark there.
@@ -76,13 +91,15 @@ fn hides_all_below(layer: &OwnedFd, xattrs: XattrNamespace) -> rustix::io::Resul
 
 type Named<T> = Result<T, (&'static str, Errno)>;
 
-fn build(lowers: &[OwnedFd], upper: &OwnedFd, work: &OwnedFd, xattrs: XattrNamespace) -> Named<OwnedFd> {
+fn build(lowers: &[OwnedFd], own: Option<(&OwnedFd, &OwnedFd)>, xattrs: XattrNamespace) -> Named<OwnedFd> {
     let at = |step: &'static str| move |errno: Errno| (step, errno);
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(at("open an overlay for"))?;
     fsconfig_set_string(&context, "source", "molt").map_err(at("name the overlay of"))?;
     add_lowers(&context, lowers).map_err(at("add the layers of"))?;
-    add(&context, "upperdir", upper.as_fd()).map_err(at("add the upper folder of"))?;
-    add(&context, "workdir", work.as_fd()).map_err(at("add the work folder of"))?;
+    if let Some((upper, work)) = own {
+        add(&context, "upperdir", upper.as_fd()).map_err(at("add the upper folder of"))?;
+        add(&context, "workdir", work.as_fd()).map_err(at("add the work folder of"))?;
+    }
     for (key, value) in [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")] {
         match fsconfig_set_string(&context, key, value) {
             // A kernel built without an option has it off.

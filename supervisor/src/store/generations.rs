@@ -97,15 +97,7 @@ impl Store {
         if let Err(errno) = fsync(&self.generations) {
             tracing::warn!(%errno, "failed to sync the names of the generations");
         }
-        let listed =
-            |errno| StoreError::Call { verb: "list", path: format!("{}/generations", self.path.display()), errno };
-        let mut names = Vec::new();
-        for entry in Dir::read_from(&self.generations).map_err(listed)? {
-            // A part of the list is none: the rest would be taken for lost. What is not UTF-8 is no generation's.
-            names.extend(entry.map_err(listed)?.file_name().to_str().ok().map(str::to_owned));
-        }
-        names.retain(|name| !name.starts_with('.'));
-        for name in names {
+        for name in self.names()? {
             match name.parse::<Generation>() {
                 Ok(number) => {
                     shelved.highest = shelved.highest.max(number.0);
@@ -122,6 +114,36 @@ impl Store {
             }
         }
         Ok((known, shelved))
+    }
+
+    /// All of what is in `generations/`. A part of the list is none: the rest would be taken for lost.
+    fn names(&self) -> Result<Vec<String>, StoreError> {
+        let listed =
+            |errno| StoreError::Call { verb: "list", path: format!("{}/generations", self.path.display()), errno };
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.generations).map_err(listed)? {
+            // What is not UTF-8 is no generation's.
+            names.extend(entry.map_err(listed)?.file_name().to_str().ok().map(str::to_owned));
+        }
+        names.retain(|name| !name.starts_with('.'));
+        Ok(names)
+    }
+
+    /// A generation that is there and whose record may be whole, but is not for this start to read: the disk gives it not
+    /// now, or a newer Molt wrote it. What is damaged is not meant.
+    pub(crate) fn withheld(&self) -> Result<Option<Generation>, StoreError> {
+        #[derive(serde::Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let numbers = self.names()?.into_iter().filter_map(|name| name.parse::<Generation>().ok());
+        Ok(numbers.into_iter().find(|number| {
+            let folder = openat(&self.generations, number.to_string(), FOLDER, Mode::empty());
+            match folder.and_then(|folder| read(&folder, RECORD)) {
+                Ok(text) => serde_json::from_str(&text).is_ok_and(|found: Version| found.version > VERSION),
+                Err(errno) => !matches!(errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ILSEQ),
+            }
+        }))
     }
 
     /// What is damaged is none. What could not be read for want of something may be whole, and is an error.
@@ -239,6 +261,38 @@ fn read(folder: &OwnedFd, name: &str) -> rustix::io::Result<String> {
     std::fs::File::from(file)
         .take(LARGEST)
         .read_to_string(&mut text)
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        // No number of the kernel's: it is not UTF-8.
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::ILSEQ))?;
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn what_may_be_whole_is_withheld_and_what_is_damaged_is_not() {
+        let path = std::env::temp_dir().join(format!("molt-generations-{}", std::process::id()));
+        let store = Store::open(&path).unwrap();
+        let folder = path.join("generations/7");
+        fs::create_dir(&folder).unwrap();
+        assert_eq!(store.withheld().unwrap(), None, "half of one");
+        for (bytes, withheld) in [
+            (b"{\"version\": 1, \"generation\": 7}".as_slice(), false),
+            (b"no record", false),
+            (b"\xff\xfe", false),
+            (b"{\"version\": 2, \"generation\": 7, \"new\": true}", true),
+        ] {
+            fs::write(folder.join(RECORD), bytes).unwrap();
+            assert_eq!(store.withheld().unwrap(), withheld.then_some(Generation(7)), "{bytes:?}");
+        }
+        // A folder in the record's place cannot be read: EISDIR, as a disk might say EIO.
+        fs::remove_file(folder.join(RECORD)).unwrap();
+        fs::create_dir(folder.join(RECORD)).unwrap();
+        assert_eq!(store.withheld().unwrap(), Some(Generation(7)));
+        drop(store);
+        fs::remove_dir_all(&path).unwrap();
+    }
 }

@@ -260,6 +260,9 @@ pub(crate) fn lost(past: &[UpdateView], slot: &Slot, known: &BTreeMap<Generation
     let confirmed = slot.confirmed.filter(|_| verdict.outcome == Outcome::Confirmed);
     let image = known.get(&slot.confirmed?).and_then(|record| record.image.clone());
     let runs = match (slot.confirmed, &image) {
+        (Some(generation), _) if verdict.outcome == Outcome::Degraded => {
+            format!("neither version stayed up; generation {generation} is tried again")
+        }
         (Some(generation), Some(image)) => format!("generation {generation} runs {image}"),
         (Some(generation), None) => format!("generation {generation} runs the container's own root"),
         (None, _) => "nothing is confirmed".to_owned(),
@@ -343,6 +346,15 @@ mod tests {
         let slot = Slot { confirmed: Some(Generation(3)), verdict: Some(verdict), ..Slot::first() };
         let record = lost(&[], &slot, &BTreeMap::new()).unwrap();
         assert_eq!((record.from, record.to), (Some(Generation(3)), None));
+    }
+
+    #[test]
+    fn a_lost_end_of_both_says_what_is_tried() {
+        let verdict = Verdict { update: UpdateId(9), kind: "update".into(), outcome: Outcome::Degraded };
+        let slot = Slot { confirmed: Some(Generation(3)), verdict: Some(verdict), ..Slot::first() };
+        let record = lost(&[], &slot, &BTreeMap::new()).unwrap();
+        assert_eq!((record.outcome, record.to), (Some(Outcome::Degraded), None));
+        assert!(record.message.starts_with("neither version stayed up; generation 3 is tried again"));
     }
 
     fn exec(exec: u64) -> ExecView {

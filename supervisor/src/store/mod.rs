@@ -125,6 +125,8 @@ impl Store {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(call("make generations/ in", &text)(errno)),
         }
+        // While there is room for it; most kernels need it never (`rootfs/compat.rs`).
+        let _ = mkdirat(&dir, "anchors", Mode::from_raw_mode(0o700));
         let generations = openat(&dir, "generations", folder | OFlags::NOFOLLOW, Mode::empty())
             .map_err(call("open generations/ in", &text))?;
         Ok(Self { path: path.to_owned(), dir, generations, content, _lock: lock })

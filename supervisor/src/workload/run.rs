@@ -83,7 +83,6 @@ pub(crate) struct Live {
     /// The read end of its exec pipe, until exec.
     pub(crate) exec: Option<OwnedFd>,
     /// Its root: held so that nothing of it is taken apart in the gap.
-    #[expect(dead_code, reason = "held, not used: dropping it takes the root apart")]
     pub(crate) kept: Arc<Rootfs>,
     /// Its namespaces, and what else is wanted to join them.
     pub(crate) place: Place,

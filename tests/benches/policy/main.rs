@@ -45,6 +45,7 @@ fn lowered() -> anyhow::Result<(Samples, Samples)> {
         read.push(started.elapsed().as_secs_f64() * 1e6);
         let context = Context {
             workdir: "/app",
+            shown: &[],
             state: &[],
             program: None,
             readable: &[],

@@ -24,10 +24,10 @@
 //! A golden file lists the probes of a row: `grep '^W58' tests/golden/redteam/restrictive.txt`; `--list` says why each is
 //! there.
 //!
-//! No probe: W57 (Molt listens on no TCP port), W73 (faults in the kernel's page cache), W74, W75 (what it prints: the
-//! suites `output`, `workload`), Q82, Q84, Q86, Q87 (seen from outside: the suites `exclusive`, `rollback`, `bad`), S41, S42,
-//! S46, S47, S53, S54 (made by images: the suite `bad::image`), E90 to E93, E96, E97 (the API's own tests: no byte of a
-//! workload reaches it).
+//! No probe: W57 (nothing listens unless `api.listen` says so: the suite `tls`), W73 (faults in the kernel's page cache),
+//! W74, W75 (what it prints: the suites `output`, `workload`), Q82, Q84, Q86, Q87 (seen from outside: the suites `exclusive`,
+//! `rollback`, `bad`), S41, S42, S46, S47, S53, S54 (made by images: the suite `bad::image`), E90 to E93, E96, E97 (the
+//! API's own tests: no byte of a workload reaches it).
 
 mod aid;
 mod bait;

@@ -101,6 +101,11 @@ fn own(family: i64, kind: i64, protocol: i64) -> Answer {
     sys(libc::SYS_socket, &mut [n(family), n(kind), n(protocol)])
 }
 
+fn pair_of(family: i64, kind: i64, protocol: i64) -> Answer {
+    let mut both = [0; 8];
+    sys(libc::SYS_socketpair, &mut [n(family), n(kind), n(protocol), Arg::Out(&mut both)])
+}
+
 /// A level, a name and a number, on a TCP socket.
 fn option(level: i64, name: i64) -> Answer {
     let attempt = || {
@@ -252,6 +257,23 @@ pub(crate) const PROBES: &[Probe] = &[
     family!("W58.smc-family", "likewise, by its family", 43, 1, 0),
     family!("W58.sctp", "connects past Landlock's rules for TCP", 2, 1, 132),
     family!("W58.sctp-seqpacket", "likewise", 2, 5, 132),
+    family!("W58.sctp-by-kind", "likewise, by the kind of socket, with no protocol named", 2, 5, 0),
+    family!("W58.sctp-by-kind-6", "likewise", 10, 5, 0),
+    family!("W58.sctp-by-kind-and-flags", "likewise, with flags beside the kind", 2, 0x80805, 0),
+    family!(
+        "W58.sctp-by-kind-high-bits",
+        "the kernel takes 32 bits of the kind; so must the filter",
+        2,
+        0x1_0000_0005,
+        0
+    ),
+    family!("W58.packets-own", "sockets of this kind that are no network's are ordinary ones", 1, 5, 0),
+    probe("W58.pair-inet", "both sockets are made before they are found to be no pair", || pair_of(2, 1, 0)),
+    probe("W58.pair-mptcp", "likewise, of a protocol that no socket may have", || pair_of(2, 1, 262)),
+    probe("W58.pair-tipc", "likewise, of a family; TIPC makes pairs", || pair_of(30, 5, 0)),
+    probe("W58.pair-high-bits", "the kernel takes 32 bits of the family; so must the filter", || {
+        pair_of(0x1_0000_0002, 1, 0)
+    }),
     probe("W58.become-smc", "a TCP socket made one of SMC connects past Landlock's rules for TCP", || {
         become_another(b"smc", 0)
     }),

@@ -21,6 +21,8 @@ use crate::harness::wait;
 pub(super) const CASES: &[Case] = &[
     case("deadline::a_program_that_is_not_executed_in_time_goes_back_and_is_not_blamed", not_executed),
     case("deadline::all_timers_are_on_the_boot_time_clock", boot_time),
+    case("deadline::an_init_that_is_killed_before_its_gate_leaves_the_old_one", armed_init_killed),
+    case("deadline::an_init_that_is_killed_takes_its_workload_along", running_init_killed),
 ];
 
 /// A hook that waits for a word from the test.
@@ -66,6 +68,58 @@ fn not_executed(bed: &Bed) -> anyhow::Result<()> {
     ensure!(molt.json(&["bad", "list"])? == json!([]), "it was not the image's fault");
     molt.expect(0, &["update", &bed.small("v2")?])?;
     molt.serves("v2", 3)?;
+    molt.sound()
+}
+
+fn parent(pid: u32) -> anyhow::Result<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    Ok(stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)).context("a parent")?.parse()?)
+}
+
+fn armed_init_killed(bed: &Bed) -> anyhow::Result<()> {
+    let molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/hooks", json!({"preStop": held()})).start()?;
+    let before = molt.get("/")?;
+    molt.expect(0, &["update", "--no-wait", &bed.small("v2")?])?;
+    let gate = wait::until_ok("the gate", SOON, || at_the_gate(&molt))?;
+    kill(Pid::from_raw(parent(gate)?.cast_signed()), Signal::SIGKILL)?;
+    wait::until("who waited at the gate to go along", SOON, || fs::metadata(format!("/proc/{gate}")).is_err())?;
+    fs::write(molt.state.join("go"), "")?;
+    let last = wait::until_ok("the end of the update", SOON, || {
+        let status = molt.settled()?;
+        ensure!(status["lastUpdate"]["id"] == "u2", "{status:#}");
+        Ok(status["lastUpdate"].clone())
+    })?;
+    ensure!(last["outcome"] == "aborted", "{last:#}");
+    ensure!(molt.get("/")? == before, "the old workload was touched");
+    ensure!(molt.json(&["bad", "list"])? == json!([]), "it was not the image's fault");
+    wait::until_ok("nothing of it to be left", SOON, || {
+        let family = molt.family()?;
+        ensure!(family.len() == 3, "{family:?}");
+        Ok(())
+    })?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    molt.serves("v2", 2)?;
+    molt.sound()
+}
+
+/// As when the workload is killed: the container ends with 137, and the next start has it back.
+fn running_init_killed(bed: &Bed) -> anyhow::Result<()> {
+    let mut molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
+    molt.click()?;
+    let family = molt.family()?;
+    let (daemon, _) = family.iter().find(|(_, name)| name == "molt-testd").context("a workload")?;
+    let init = parent(*daemon)?;
+    ensure!(init != molt.sandbox.pid1()?, "there is no init between");
+    kill(Pid::from_raw(init.cast_signed()), Signal::SIGKILL)?;
+    let ended = molt.sandbox.wait(SOON)?;
+    ensure!(ended == 137, "{ended}: {}", molt.sandbox.logs());
+    for (pid, name) in family {
+        ensure!(fs::metadata(format!("/proc/{pid}")).is_err(), "{name} outlived it");
+    }
+    molt.sandbox.restart()?;
+    molt.settled()?;
+    molt.serves("v1", 2)?;
+    ensure!(molt.clicks()? == 1);
     molt.sound()
 }
 

@@ -16,6 +16,8 @@ pub(super) const CASES: &[Case] = &[
     case("hook::a_failing_pre_stop_aborts_the_update", |bed| aborts(bed, "preStop")),
     case("hook::one_that_takes_too_long_has_failed", too_long),
     case("hook::a_failure_after_the_gate_only_warns", warns),
+    case("hook::one_that_prints_for_ever_fills_nothing", |bed| prints_for_ever(bed, true)),
+    case("hook::a_probe_that_prints_for_ever_fills_nothing", |bed| prints_for_ever(bed, false)),
 ];
 
 fn shell(script: &str) -> Value {
@@ -94,6 +96,55 @@ fn warns(bed: &Bed) -> anyhow::Result<()> {
             let told = events.lines().any(|line| line.contains(name) && line.contains(&format!("status {status}")));
             ensure!(told, "nothing about {name} in\n{events}");
         }
+        Ok(())
+    })?;
+    molt.sound()
+}
+
+/// KiB that PID 1 has in memory.
+fn resident(molt: &Molt) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", molt.sandbox.pid1()?))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+/// Some gigabytes a second, on both streams, as long as anybody reads them.
+fn prints_for_ever(bed: &Bed, hook: bool) -> anyhow::Result<()> {
+    let endless = json!({"command": ["sh", "-c", "busybox yes error >&2 & exec busybox yes output"]});
+    let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?;
+    let molt = if hook {
+        setup.with("/hooks", json!({"preStop": {"exec": endless, "timeout": "2s"}})).start()?
+    } else {
+        let probe = json!({"exec": endless, "timeout": "1s", "period": "1s", "failureThreshold": 2});
+        setup.with("/health/monitor", json!("3s")).with("/health/liveness", probe).start()?
+    };
+    if hook {
+        molt.expect(0, &["update", "--no-wait", &bed.small("v2")?])?;
+    }
+    let (mut most, mut printed) = (0, false);
+    let status = wait::until_ok("its end", SOON, || {
+        most = most.max(resident(&molt)?);
+        printed |= molt.family()?.iter().any(|(_, name)| name == "yes" || name == "busybox");
+        let status = molt.told()?;
+        let ended = if hook { !status["lastUpdate"].is_null() } else { status["workload"]["restarts"] == 1 };
+        ensure!(ended && status["phase"] == "Idle", "{status:#}");
+        Ok(status)
+    })?;
+    ensure!(printed, "nothing was seen to print");
+    ensure!(most > 0 && most < 40 << 10, "the supervisor had {most} KiB");
+    if hook {
+        let last = &status["lastUpdate"];
+        let message = last["message"].as_str().context("a message")?;
+        ensure!(last["reason"] == "hook-failed" && message.contains("took longer than"), "{last:#}");
+        ensure!(message.len() < 11 << 10, "{} bytes are said", message.len());
+        molt.serves("v1", 1)?;
+    }
+    let events = molt.expect(0, &["events", "-o", "json"])?.stdout;
+    let longest = events.lines().map(str::len).max().unwrap_or_default();
+    ensure!(longest < 12 << 10, "an event of {longest} bytes");
+    wait::until_ok("it to be gone", SOON, || {
+        let family = molt.family()?;
+        ensure!(family.len() == 3, "{family:?}");
         Ok(())
     })?;
     molt.sound()

@@ -56,6 +56,9 @@ fn all(bed: &Bed, kernel: Option<&str>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Files of the state that the daemon itself writes.
+const LIVE: [&str; 7] = ["starts", "clicks", "signals", "clean-stop", "lock", "stray", "confessions"];
+
 /// A sandbox, and around it what must not change.
 struct Arena {
     molt: Molt,
@@ -88,7 +91,7 @@ impl Arena {
         let groups = Layer::new().dir("etc", 0o755).file("etc/group", 0o644, b"root:x:0:\napp:x:1000:\n");
         let base = images::small_as("v9", &bed.program("molt-testd")?, Packing::Gzip, Format::Oci)?;
         let base = base.layer(groups.pack(Packing::Gzip));
-        let watched = vec![around.join(".sentinel"), setup.state.join(".sentinel"), volume, inner];
+        let watched = vec![around.join(".sentinel"), volume, inner];
         let molt = setup.start()?;
         let root = PathBuf::from(format!("/proc/{}/root", molt.sandbox.pid1()?));
         sentinel(&root.join("etc/.sentinel"))?;
@@ -110,6 +113,15 @@ impl Arena {
                 if !(place == &root && (name == "run/molt" || name.starts_with("run/molt/"))) {
                     all.insert(format!("{}/{name}", place.display()), entry);
                 }
+            }
+        }
+        for (name, mut entry) in snapshot::tree(&self.molt.state, Detail::Quick)? {
+            // As is the folder itself with each name that comes or goes.
+            if name == "." {
+                (entry.mtime, entry.ctime) = (0, (0, 0));
+            }
+            if !LIVE.contains(&name.as_str()) {
+                all.insert(format!("state/{name}"), entry);
             }
         }
         Ok(all)

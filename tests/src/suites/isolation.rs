@@ -14,6 +14,7 @@ use crate::harness::image::{Format, Layer, Packing};
 use crate::harness::images;
 use crate::harness::molt::{Molt, PROGRAM, SOON, STORE, Setup, names};
 use crate::harness::runtime::{Kind, Options, Sandbox};
+use crate::harness::wait;
 
 /// The tests of this suite.
 pub(super) const CASES: &[Case] = &[
@@ -28,6 +29,8 @@ pub(super) const CASES: &[Case] = &[
     case("isolation::more_time_to_start_is_not_given_for_ever", extends_for_ever),
     case("userns::ids_out_of_the_map_are_refused_before_anything_is_stopped", out_of_the_map),
     case("userns::a_proc_that_is_not_fresh_is_said", not_fresh),
+    case("userns::an_owner_in_a_layer_that_is_not_mapped_is_refused_before_anything_is_kept", unmapped_owner),
+    case("isolation::a_device_that_is_another_file_arms_nothing", no_device),
 ];
 
 fn errno(molt: &Molt, query: &str) -> anyhow::Result<i64> {
@@ -304,5 +307,59 @@ fn not_fresh(bed: &Bed) -> anyhow::Result<()> {
     // A PID namespace of its own there is all the same: what it sees it cannot name.
     let answer = molt.get("/")?;
     ensure!(answer["pid"].as_u64().is_some_and(|pid| pid < 5), "{answer}");
+    molt.sound()
+}
+
+fn unmapped_owner(bed: &Bed) -> anyhow::Result<()> {
+    let image = bed.image("isolation/unmapped:1", || {
+        let recipe = images::small_as("v2", &bed.program("molt-testd")?, Packing::Gzip, Format::Oci)?;
+        let layer = Layer::new().dir("app", 0o755).owner(70_000, 70_000).file("app/far", 0o644, b"far\n");
+        Ok(recipe.layer(layer.pack(Packing::Gzip)).build())
+    })?;
+    let molt = Setup::new(bed, Kind::LightUser, &bed.small("v1")?)?.start()?;
+    let (before, layers) = (molt.get("/")?, molt.stored("layers/sha256")?);
+    let output = molt.expect(1, &["update", &image])?;
+    let said = "app/far to 70000:70000: not mapped in this user namespace; map more ids";
+    ensure!(output.stderr.contains(said), "{output:?}");
+    ensure!(molt.get("/")? == before, "the old workload was touched");
+    let bad = molt.json(&["bad", "list"])?;
+    ensure!(bad == json!([]), "it is held against the image: {bad}");
+    wait::until_ok("the store to be tidy", SOON, || {
+        for folder in ["tmp", "trash"] {
+            let left = molt.stored(folder)?;
+            ensure!(left.is_empty(), "{folder} holds {left:?}");
+        }
+        Ok(())
+    })?;
+    molt.expect(0, &["gc"])?;
+    let left = molt.stored("layers/sha256")?;
+    ensure!(left == layers, "{left:?} are stored, {layers:?} were");
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    molt.serves("v2", 2)?;
+    molt.sound()
+}
+
+/// What a generation gets for `/dev/zero` is the device, or nothing is started.
+fn no_device(bed: &Bed) -> anyhow::Result<()> {
+    let said = "/dev/zero is not device 1:5";
+    let around = bed.scratch("around")?;
+    fs::write(around.join("zero"), "not a device")?;
+    let mut setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?;
+    setup.options = setup.options.volume(&around.join("zero"), "/dev/zero");
+    let mut molt = setup.launch()?;
+    let ended = molt.sandbox.wait(SOON)?;
+    ensure!((120..=126).contains(&ended) && molt.sandbox.logs().contains(said), "{ended}: {}", molt.sandbox.logs());
+    ensure!(molt.state_file("starts").is_none(), "a workload was started all the same");
+    // The same beside one that runs.
+    let molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
+    let before = molt.get("/")?;
+    molt.sandbox.exec(&["/bin/mount", "-o", "bind", "/etc/hostname", "/dev/zero"])?.ok()?;
+    let output = molt.expect(1, &["update", &bed.small("v2")?])?;
+    ensure!(output.stderr.contains(said), "{output:?}");
+    ensure!(molt.get("/")? == before, "the old workload was touched");
+    ensure!(molt.json(&["bad", "list"])? == json!([]), "it is held against the image");
+    molt.sandbox.exec(&["/bin/umount", "/dev/zero"])?.ok()?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    molt.serves("v2", 2)?;
     molt.sound()
 }

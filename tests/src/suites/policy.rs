@@ -13,14 +13,17 @@ use crate::harness::{
     cases::{Case, case},
     image::{Format, Layer, Packing},
     images,
-    molt::{Molt, SOON, Setup},
+    molt::{Molt, PROGRAM, SOON, SPEC, Setup},
     runtime::Kind,
+    wait,
 };
 
 /// The tests of this suite.
 pub(super) const CASES: &[Case] = &[
     case("policy::an_image_cannot_widen_it_by_links", widened_by_links),
     case("policy::an_image_may_move_what_it_alone_owns", moved_honestly),
+    case("policy::what_an_image_says_of_its_own_policy_is_nobody_s", own_policy),
+    case("policy::a_workload_leads_no_path_of_its_policy_elsewhere", led_by_the_workload),
     case("policy::a_rollback_to_a_wider_one_is_no_widening", rollback_is_not_wider),
     case("policy::a_wider_one_is_refused_after_a_restart_too", wider_after_restart),
     case("policy::without_landlock_it_is_said_everywhere", degraded_is_said),
@@ -30,6 +33,7 @@ pub(super) const CASES: &[Case] = &[
     case("policy::strict_runs_redis_on_debian", strict_redis),
     case("policy::a_spec_that_loosens_what_ran_is_said", loosened_spec),
     case("policy::diff_says_what_update_would_say", diff),
+    case("policy::groups_are_those_of_the_pod_without_0_or_what_the_spec_says", groups),
 ];
 
 const POLICY: &str = "version: 1\nfilesystem_policy:\n  read_only: [/bin, /usr, /app, /etc, /lib]\n  \
@@ -87,6 +91,85 @@ fn widened_by_links(bed: &Bed) -> anyhow::Result<()> {
     let output = molt.expect(0, &["update", &image, "--allow-wider"])?;
     ensure!(output.stdout.contains("confirmed"), "{output:?}");
     ensure!(errno(&molt, "list=/var")? == 0, "what was allowed is in force");
+    molt.sound()
+}
+
+/// `small` with a policy and a spec of its own, in every place and by every label that somebody might look at.
+fn opinionated(bed: &Bed, version: &str) -> anyhow::Result<String> {
+    bed.image(&format!("policy/opinionated:{version}"), || {
+        let recipe = images::small_as(version, &bed.program("molt-testd")?, Packing::Gzip, Format::Oci)?;
+        let wide = "version: 1\nfilesystem_policy:\n  read_only: [/]\n  read_write: [/]\n";
+        let spec = json!({"apiVersion": "molt.dev/v1alpha1", "kind": "Sandbox", "metadata": {"name": "own"},
+            "spec": {"policy": "unconfined", "workload": {"seccomp": "off", "allowRoot": true}}});
+        let mut layer = Layer::new().dir("etc", 0o755);
+        for folder in ["etc/molt", "etc/openshell"] {
+            layer = layer.dir(folder, 0o755).file(&format!("{folder}/policy.yaml"), 0o644, wide.as_bytes());
+        }
+        layer = layer.file("etc/molt/sandbox.yaml", 0o644, spec.to_string().as_bytes());
+        layer = layer.file("policy.yaml", 0o644, b"unconfined\n").file("app/policy.yaml", 0o644, wide.as_bytes());
+        let labels = json!({"molt.dev/policy": "unconfined", "dev.molt.policy": wide, "policy": "unconfined",
+            "io.openshell.policy": wide, "org.opencontainers.image.policy": "unconfined"});
+        Ok(recipe.layer(layer.pack(Packing::Gzip)).set("Labels", labels).build())
+    })
+}
+
+fn own_policy(bed: &Bed) -> anyhow::Result<()> {
+    // All that is said of how the workload is confined.
+    let said = |molt: &Molt| -> anyhow::Result<serde_json::Value> {
+        let status = molt.status()?;
+        Ok(json!([status["confinement"], status["policy"], status["seccomp"], status["degraded"]]))
+    };
+    let confined = |molt: &Molt, wanted: &serde_json::Value, when: &str| -> anyhow::Result<()> {
+        let found = said(molt)?;
+        ensure!(found == *wanted, "{when}: {found:#}\nnot {wanted:#}");
+        ensure!(errno(molt, "list=/root")? == 13, "{when}: /root is no path of the policy");
+        ensure!(errno(molt, "open=/etc/new&write=1&create=1")? == 13, "{when}: /etc can be written");
+        ensure!(errno(molt, "open=/app/policy.yaml")? == 0, "{when}: what the image says is not there");
+        ensure!(molt.get("/whoami")?["Seccomp"] == "2", "{when}: {}", molt.get("/whoami")?);
+        Ok(())
+    };
+    let molt = setup(bed, &bed.small("v1")?)?.start()?;
+    let wanted = said(&molt)?;
+    ensure!(wanted[0]["rules"].as_array().is_some_and(|rules| rules.len() > 3), "{wanted:#}");
+    let output = molt.expect(0, &["update", &opinionated(bed, "v2")?])?;
+    ensure!(!output.stderr.contains("wider"), "{output:?}");
+    molt.serves("v2", 2)?;
+    confined(&molt, &wanted, "by update")?;
+    molt.sound()?;
+    let first = setup(bed, &opinionated(bed, "v3")?)?.start()?;
+    confined(&first, &wanted, "as the first image")?;
+    first.sound()
+}
+
+fn led_by_the_workload(bed: &Bed) -> anyhow::Result<()> {
+    let policy = POLICY.replace("/srv/data", "/sandbox/state/app");
+    let mut molt = under(bed, &bed.small("v1")?, &policy)?.start()?;
+    let script = "mkdir /sandbox/state/app && rmdir /sandbox/state/app && ln -s / /sandbox/state/app";
+    molt.expect(0, &["exec", "--", "sh", "-c", script])?;
+    let held = |molt: &Molt, when: &str| -> anyhow::Result<()> {
+        ensure!(errno(molt, "list=/var")? == 13 && errno(molt, "list=/")? == 13, "{when}: the link is followed");
+        ensure!(errno(molt, "open=/sandbox/state/more&write=1&create=1")? == 0, "{when}: the state is writable");
+        let said =
+            "/sandbox/state/app leads over a link at /sandbox/state/app, which the workload may change: left out";
+        let degraded = molt.status()?["degraded"].to_string();
+        ensure!(degraded.contains(said), "{when}: {degraded}");
+        Ok(())
+    };
+    molt.sandbox.kill()?;
+    molt.sandbox.restart()?;
+    molt.settled()?;
+    held(&molt, "after a restart")?;
+    // The same policy is not wider for it, there and back; and it stays said.
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    held(&molt, "after an update")?;
+    molt.expect(0, &["rollback"])?;
+    held(&molt, "after a rollback")?;
+    // A folder in its place is below what may be written anyway.
+    molt.expect(0, &["exec", "--", "sh", "-c", "rm /sandbox/state/app && mkdir /sandbox/state/app"])?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    ensure!(errno(&molt, "open=/sandbox/state/app/new&write=1&create=1")? == 0);
+    let degraded = molt.status()?["degraded"].to_string();
+    ensure!(!degraded.contains("leads over a link"), "{degraded}");
     molt.sound()
 }
 
@@ -369,5 +452,58 @@ fn diff(bed: &Bed) -> anyhow::Result<()> {
     ensure!(check.stdout.starts_with("filesystem_policy: enforced: "), "{check:?}");
     let offline = ["--socket", "/run/none.sock", "policy", "diff", &wide, "--against", &same];
     ensure!(molt.expect(1, &offline)?.stdout.contains(said));
+    let hosts = |host: &str| format!("{POLICY}network_policies: {{a: {{endpoints: [{{host: {host}, port: 443}}]}}}}\n");
+    let (old, new) = (written(&molt, "one.yaml", &hosts("a.b.c"))?, written(&molt, "other.yaml", &hosts("d.e.f"))?);
+    let output = molt.expect(0, &["policy", "diff", &new, "--against", &old])?;
+    let said = "not compared: network_policies (enforced by the egress proxy)";
+    ensure!(output.stdout.contains(said) && output.stderr.contains("the rest differs"), "{output:?}");
     molt.sound()
+}
+
+/// PID 1 is in groups 0, 44 and 4242, as `fsGroup` and the like of a pod make it. busybox's `su` gives them.
+fn groups(bed: &Bed) -> anyhow::Result<()> {
+    let script = |who: &str| format!("grep Groups: /proc/self/status > /sandbox/state/groups-{who}");
+    for (told, wanted) in [(None, vec![44, 1001, 4242]), (Some(json!([7])), vec![7])] {
+        let around = bed.scratch("around")?;
+        fs::write(around.join("group"), "root:x:0:root\nvideo:x:44:root\nmany:x:4242:root\n")?;
+        let probe = json!({"exec": {"command": ["sh", "-c", script("probe")]}, "period": "100ms"});
+        let hook = json!({"preStop": {"exec": {"command": ["sh", "-c", script("hook")]}}});
+        let mut setup = setup(bed, &bed.small("v1")?)?
+            .with("/health/liveness", probe)
+            .with("/hooks", hook)
+            .with("/mounts", json!([{"path": "/etc/group", "carry": false}]));
+        if let Some(told) = &told {
+            setup = setup.with("/workload/supplementalGroups", told.clone());
+        }
+        setup.options = setup.options.read_only(&around.join("group"), "/etc/group");
+        let start = format!("exec {PROGRAM} init --spec {SPEC}");
+        let words = ["/bin/busybox", "su", "-s", "/bin/sh", "root", "-c", &start];
+        setup.options.program = words.map(str::to_owned).into();
+        let molt = setup.start()?;
+        let listed = |text: &str| -> anyhow::Result<Vec<u32>> {
+            let line = text.lines().find_map(|line| line.strip_prefix("Groups:")).context("Groups")?;
+            Ok(line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?)
+        };
+        let own = listed(&fs::read_to_string(format!("/proc/{}/status", molt.sandbox.pid1()?))?)?;
+        ensure!(own == [0, 44, 4242], "PID 1 itself is in {own:?}");
+        molt.expect(0, &["update", &bed.small("v2")?])?;
+        let answer = molt.get("/read?path=/proc/self/status")?;
+        let exec = molt.expect(0, &["exec", "--", "cat", "/proc/self/status"])?.stdout;
+        let file = |who: &str| {
+            wait::until_some(who, SOON, || molt.state_file(&format!("groups-{who}")).filter(|text| !text.is_empty()))
+        };
+        for (who, text) in [
+            ("the workload", answer.as_str().context("text")?.to_owned()),
+            ("molt exec", exec),
+            ("a hook", file("hook")?),
+            ("a probe", file("probe")?),
+        ] {
+            let found = listed(&text)?;
+            ensure!(found == wanted, "{who}, with {told:?}: {found:?}, not {wanted:?}");
+        }
+        let report = molt.status()?["confinement"]["groups"].take();
+        ensure!(report == json!(wanted), "the status says {report}");
+        molt.sound()?;
+    }
+    Ok(())
 }

@@ -4,13 +4,14 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use molt_core::journal;
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
 use crate::harness::faulty::{Fault, Faulty};
-use crate::harness::molt::{SOON, Setup};
+use crate::harness::molt::{Molt, SOON, Setup};
 use crate::harness::runtime::Kind;
 use crate::harness::{http, wait};
 
@@ -34,6 +35,8 @@ pub(super) const CASES: &[Case] = &[
     }),
     case("restart::killed_at_any_time_something_proven_runs", any_time),
     case("restart::three_starts_in_vain_lead_to_the_version_before", starts_in_vain),
+    case("restart::a_damaged_journal_boots_what_was_confirmed_and_goes_on", damaged_journal),
+    case("restart::a_journal_of_a_newer_molt_boots_and_is_left_alone", newer_journal),
     case("restart::a_changed_image_in_the_spec_is_a_new_intent", changed_spec),
     case("exit::the_status_of_the_workload_is_that_of_the_container", status_passes),
     case("exit::a_signal_that_kills_the_workload_is_told_as_128_and_its_number", killed_by_signal),
@@ -191,6 +194,121 @@ fn starts_in_vain(bed: &Bed) -> anyhow::Result<()> {
     molt.until("the trial", |status| status["phase"] == "Proving")?;
     molt.expect(0, &["confirm"])?;
     ensure!(molt.version()?.0 == "v3");
+    molt.sound()
+}
+
+/// v2 in the place of v1, one click, and nothing running.
+fn ended_with_v2(bed: &Bed) -> anyhow::Result<Molt> {
+    let mut molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
+    molt.click()?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    ensure!(molt.sandbox.kill()? == 137);
+    // Somebody has written down what runs.
+    let spec = molt.config.join("sandbox.yaml");
+    fs::write(&spec, fs::read_to_string(&spec)?.replace(&bed.small("v1")?, &bed.small("v2")?))?;
+    Ok(molt)
+}
+
+fn condition(status: &Value, kind: &str) -> Option<Value> {
+    status["conditions"].as_array()?.iter().find(|one| one["type"] == kind).cloned()
+}
+
+/// The bytes of a journal, to be damaged; the offset of the newest slot.
+type Spoil = fn(&mut Vec<u8>, usize);
+
+/// What is done to the journal, whether nothing can be made out in it then, and which versions may serve.
+const DAMAGES: [(&str, Spoil, bool, &[&str]); 5] = [
+    ("a byte of the newest slot", |bytes, newest| bytes[newest + 100] ^= 1, false, &["v1", "v2"]),
+    ("a byte of the slot before it", |bytes, newest| bytes[(newest ^ journal::SLOT_BYTES) + 100] ^= 1, false, &["v2"]),
+    ("both slots 0xff", |bytes, _| bytes.fill(0xff), true, &["v2"]),
+    ("an empty file", |bytes, _| bytes.clear(), true, &["v2"]),
+    ("100 bytes", |bytes, _| bytes.truncate(100), true, &["v2"]),
+];
+
+fn damaged_journal(bed: &Bed) -> anyhow::Result<()> {
+    for (what, spoil, reset, serve) in DAMAGES {
+        damaged(bed, spoil, reset, serve).context(what)?;
+    }
+    Ok(())
+}
+
+fn damaged(bed: &Bed, spoil: Spoil, reset: bool, serve: &[&str]) -> anyhow::Result<()> {
+    let mut molt = ended_with_v2(bed)?;
+    let path = molt.store.join("journal");
+    let mut bytes = fs::read(&path)?;
+    let newest = journal::read(&bytes)?.slot.context("a slot")?.offset();
+    spoil(&mut bytes, usize::try_from(newest)?);
+    fs::write(&path, bytes)?;
+    molt.sandbox.restart()?;
+    let status = molt.settled()?;
+    let version = molt.version()?.0;
+    ensure!(serve.contains(&version.as_str()), "{version} serves: {status:#}");
+    let image = status["confirmed"]["image"].as_str().context("an image")?;
+    ensure!(image.ends_with(&version), "{version} runs, {image} is shown");
+    ensure!(molt.clicks()? == 1, "the state is lost");
+    let said = condition(&status, "JournalReset");
+    ensure!(said.as_ref().is_some_and(|one| one["status"] == "True") == reset, "{said:?}");
+    ensure!(molt.sandbox.logs().contains("journal") || !reset, "the log does not say it: {}", molt.sandbox.logs());
+    // Numbers go on: nothing that was there is taken for something else.
+    molt.expect(0, &["update", "--force", &bed.small("v3")?])?;
+    let status = molt.settled()?;
+    ensure!(molt.version()?.0 == "v3" && molt.clicks()? == 1);
+    let (generation, last) = (status["confirmed"]["generation"].as_u64().context("a number")?, &status["lastUpdate"]);
+    ensure!(generation > 2 && last["outcome"] == "confirmed", "{status:#}");
+    let number = last["id"].as_str().and_then(|id| id.strip_prefix('u')?.parse::<u64>().ok());
+    ensure!(number > Some(2), "{last:#}");
+    // What is written now is whole.
+    ensure!(molt.sandbox.kill()? == 137);
+    molt.sandbox.restart()?;
+    let status = molt.settled()?;
+    ensure!(molt.version()?.0 == "v3" && condition(&status, "JournalReset").is_none(), "{status:#}");
+    molt.sound()
+}
+
+/// CRC-32C of a slot whose field for it is zero.
+fn checksum(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1)))
+    })
+}
+
+fn newer_journal(bed: &Bed) -> anyhow::Result<()> {
+    let mut molt = ended_with_v2(bed)?;
+    let path = molt.store.join("journal");
+    let ours = fs::read(&path)?;
+    let mut newer = ours.clone();
+    for slot in newer.chunks_exact_mut(journal::SLOT_BYTES) {
+        let told = slot[28..32].to_vec();
+        slot[28..32].fill(0);
+        ensure!(told == checksum(slot).to_le_bytes(), "the checksum is not that of docs/STATE-DIR.md");
+        slot[8..12].copy_from_slice(&(journal::FORMAT + 1).to_le_bytes());
+        let sum = checksum(slot).to_le_bytes();
+        slot[28..32].copy_from_slice(&sum);
+    }
+    fs::write(&path, &newer)?;
+    molt.sandbox.restart()?;
+    let status = molt.settled()?;
+    molt.serves("v2", 3)?;
+    ensure!(molt.clicks()? == 1 && condition(&status, "JournalReset").is_none(), "{status:#}");
+    let durable = condition(&status, "Durable").context("Durable")?;
+    let why = durable["message"].as_str().context("a message")?;
+    ensure!(durable["status"] == "False" && why.contains("a journal of format 2"), "{durable:#}");
+    for words in [&["update", &bed.small("v3")?, "--force"][..], &["rollback"]] {
+        let refused = molt.expect(1, words)?;
+        let said = "failed to write a journal of format 2 with features 0x0: this Molt knows 1 and 0x1";
+        ensure!(refused.stderr.contains(said), "{words:?}: {refused:?}");
+        let last = molt.settled()?["lastUpdate"].take();
+        ensure!(last["outcome"] == "aborted" && last["reason"] == "store-unusable", "{words:?}: {last:#}");
+        molt.serves("v2", 3)?;
+    }
+    ensure!(molt.sandbox.stop(SOON)? == 0, "{}", molt.sandbox.logs());
+    ensure!(fs::read(&path)? == newer, "it wrote to a journal that it does not understand");
+    // With one that it understands everything goes on.
+    fs::write(&path, &ours)?;
+    molt.sandbox.restart()?;
+    molt.settled()?;
+    molt.expect(0, &["update", "--force", &bed.small("v3")?])?;
+    molt.serves("v3", 5)?;
     molt.sound()
 }
 

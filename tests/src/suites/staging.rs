@@ -18,13 +18,14 @@ use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
 use crate::harness::image::{Format, Layer, Packing};
 use crate::harness::images;
-use crate::harness::molt::{Molt, SOON, Setup};
+use crate::harness::molt::{Molt, SOON, STATE, Setup};
 use crate::harness::runtime::Kind;
 use crate::harness::wait;
 
 /// The cases.
 pub(super) const CASES: &[Case] = &[
     case("staging::folders_renamed_on_the_way_lead_nowhere_else", renamed),
+    case("staging::a_state_that_is_mounted_over_is_still_the_state", mounted_over),
     case("staging::one_upper_folder_is_one_file_system", uppers),
     case("staging::a_root_that_cannot_be_mounted_stops_nothing", unmountable),
 ];
@@ -89,6 +90,37 @@ fn renamed(bed: &Bed) -> anyhow::Result<()> {
     })?;
     ensure!(good > 0 && swaps > 100, "{good} updates went well, {swaps} swaps");
     ensure!(fs::read_to_string(volume.join("sentinel"))? == "inner\n");
+    molt.sound()
+}
+
+/// What was there at the start is the state, whatever its path leads to by now.
+fn mounted_over(bed: &Bed) -> anyhow::Result<()> {
+    let molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
+    molt.click()?;
+    let device = |molt: &Molt| -> anyhow::Result<String> {
+        let mounts = molt.get("/mounts")?;
+        let mounts = mounts.as_str().context("mounts")?;
+        let line = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some(STATE)).context("the state")?;
+        Ok(line.split(' ').skip(2).take(2).collect::<Vec<_>>().join(" "))
+    };
+    let before = device(&molt)?;
+    let inside = |words: &[&str]| molt.sandbox.exec(words)?.ok();
+    inside(&["/bin/mount", "-t", "tmpfs", "decoy", "/sandbox"])?;
+    inside(&["/bin/mkdir", STATE])?;
+    inside(&["/bin/chmod", "1777", STATE])?;
+    ensure!(inside(&["/bin/ls", "-A", STATE])?.stdout.is_empty(), "nothing was mounted over it");
+    for (words, version, starts) in
+        [(vec!["update".to_owned(), bed.small("v2")?], "v2", 2), (vec!["rollback".to_owned()], "v1", 3)]
+    {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        molt.expect(0, &words)?;
+        molt.serves(version, starts)?;
+        ensure!(molt.click()? == starts && molt.state_file("clicks").is_some(), "{version} has another state");
+        let now = device(&molt)?;
+        ensure!(now == before, "{version} has {now} for its state, not {before}");
+        let planted = inside(&["/bin/ls", "-A", STATE])?.stdout;
+        ensure!(planted.is_empty(), "{version} wrote to what lies over it: {planted}");
+    }
     molt.sound()
 }
 

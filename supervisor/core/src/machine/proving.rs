@@ -108,11 +108,16 @@ pub(super) fn confirm_now(state: &mut State, out: &mut Vec<Effect>) {
 }
 
 /// What becomes of the attempt goes into the slot together with what it changes.
-fn judge(state: &mut State, outcome: Outcome) {
+pub(super) fn verdict(state: &mut State, outcome: Outcome) {
     if let Some(attempt) = &state.attempt {
         let kind = attempt.kind.as_str().to_owned();
         state.slot.verdict = Some(Verdict { update: attempt.id, kind, outcome });
     }
+}
+
+/// The same, of one that decided what is wanted.
+fn judge(state: &mut State, outcome: Outcome) {
+    verdict(state, outcome);
     let covered = wanted::covered(state);
     wanted::acted_on(&mut state.slot, covered);
 }

@@ -6,7 +6,7 @@
 use super::{
     Attempt, Effect, Kind, Moment, Patience, Phase, State,
     before::{arm, begin, drop_standby, end, finish_before_gate, new_attempt},
-    proving::unconfirmed,
+    proving::{unconfirmed, verdict},
     swap::stand_by,
 };
 use crate::{code::Code, ids::Generation, wire::Outcome};
@@ -37,6 +37,7 @@ pub(super) fn degrade(state: &mut State, now: Moment, why: Option<(Code, String)
     out.push(Effect::Unprobe);
     // First what is, then what is said of it.
     state.slot.trial = None;
+    verdict(state, Outcome::Degraded);
     out.push(Effect::Record(Box::new(state.slot.clone()), mark));
     if let Some(attempt) = state.attempt.take() {
         let first = attempt.failure.clone();

@@ -203,6 +203,8 @@ fn a_rollback_is_never_rolled_back() {
     world.sick = vec![Generation(1)];
     world.send(Event::Intent { target: Target::Back(None), by: "test".into(), note: None });
     assert_eq!(world.last().outcome, Outcome::Degraded);
+    let verdict = world.state.slot.verdict.clone().unwrap();
+    assert_eq!((verdict.update, verdict.outcome), (world.last().attempt.id, Outcome::Degraded));
     assert_eq!(world.state.phase, Phase::Degraded);
     assert!(matches!(world.log.iter().rev().find(|e| matches!(e, Effect::Wait(_))), Some(Effect::Wait(1000))));
     world.send(Event::Waited);

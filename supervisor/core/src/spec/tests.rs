@@ -174,6 +174,7 @@ const BAD: &[(&str, &str)] = &[
     ("workload: {stopGracePeriod: 10}", "must be text"),
     ("workload: {stopGracePeriod: \"10\"}", "is not a duration"),
     ("workload: {oomScoreAdj: 2000}", "is 2000, the most is 1000"),
+    ("workload: {limits: {nofile: 127}}", "is 127, the least is 128"),
     ("workload: {command: [\"\"]}", "must name a program"),
     ("workload: {workingdir: /}", "did you mean 'workingDir'?"),
     ("health: {liveness: {notify: {}, period: 50ms}}", "is 50ms, the least is 100ms"),

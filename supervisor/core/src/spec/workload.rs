@@ -108,8 +108,8 @@ impl std::fmt::Debug for EnvVar {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Limits {
-    /// Open files (`RLIMIT_NOFILE`).
-    #[schemars(range(min = 16))]
+    /// Open files (`RLIMIT_NOFILE`); at least 128: a program is started with descriptors above 64.
+    #[schemars(range(min = 128))]
     pub nofile: Option<u64>,
     /// Processes and threads of the user (`RLIMIT_NPROC`).
     #[schemars(range(min = 1))]

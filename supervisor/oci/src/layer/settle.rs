@@ -152,8 +152,12 @@ impl Settling<'_> {
                 _ => {}
             }
             let next = join(&real, &name);
-            if next.len() > self.options.limits.path {
-                return Err(Error::layer(format!("'{}' is too long once its links are followed", show(path))));
+            let (limits, depth) = (self.options.limits, next.split(|byte| *byte == b'/').count());
+            if next.len() > limits.path || name.len() > limits.component || depth > limits.depth {
+                return Err(Error::layer(format!(
+                    "'{}' is too long or too deep once its links are followed",
+                    show(path)
+                )));
             }
             let Some(target) = self.link_at(&real, &name, &next)? else {
                 real = next;

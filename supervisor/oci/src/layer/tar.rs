@@ -120,6 +120,11 @@ impl<'a, R: Read> TarReader<'a, R> {
                     return Err(Error::layer("sparse files are not taken; pack the layer without them"));
                 }
                 ParseEvent::GlobalExtensions { consumed, pax_data } => {
+                    if !is_global(filled.get(..consumed).unwrap_or_default()) {
+                        return Err(Error::layer(
+                            "a global tar header between an entry and what extends it: readers differ in them",
+                        ));
+                    }
                     global(pax_data)?;
                     self.entries += 1;
                     self.consume(consumed);
@@ -183,6 +188,12 @@ fn mixes_extensions(mut chain: &[u8]) -> bool {
         chain = usize::try_from(data).ok().and_then(|data| rest.get(data..)).unwrap_or_default();
     }
     gnu && pax
+}
+
+/// Whether the first header of `chain`, which ends with a global one, is that one: the parser drops others before it.
+fn is_global(chain: &[u8]) -> bool {
+    let mut blocks = chain.as_chunks().0.iter().filter(|block| block.iter().any(|byte| *byte != 0));
+    blocks.next().is_some_and(|block| Header::from_bytes(block).entry_type() == EntryType::XGlobalHeader)
 }
 
 /// Global records would change every later entry in some readers and none in others.

@@ -91,7 +91,7 @@ pub fn named_allowed(url: &Url) -> Result<(), String> {
 
 /// Whether the credentials of `registry` may be sent to `realm` (both `host[:port]`): the same host, the registry's parent
 /// domain, or a host directly in it, as `auth.docker.io` is for `registry-1.docker.io`. The parent must have two labels.
-/// An address has no parent. Others need an entry of their own in the credentials file.
+/// An address has no parent. Others must be named by the registry's entry in the credentials file.
 pub(crate) fn realm_trusted(registry: &str, realm: &str) -> bool {
     let name = |authority: &str| -> String {
         if authority.starts_with('[') {

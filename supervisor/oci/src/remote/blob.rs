@@ -3,6 +3,8 @@
 //! In: a descriptor and where it may be had. Out: its bytes in order on a channel, never more than promised. Must not: hold
 //! the blob, or judge it: the receiver hashes what it gets, from the first byte to the last.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use molt_core::ids::Digest;
 use reqwest::{Response, StatusCode, header::CONTENT_RANGE};
@@ -25,13 +27,16 @@ pub(crate) struct Wanted<'a> {
     pub(crate) size: u64,
 }
 
-/// Sends the bytes of a blob to `to`. Ends early, without an error, when nobody receives any more. The endpoints are tried
-/// in order; one that fails is left for good, the last one is retried. A new connection goes on where the old one broke.
+/// Sends the bytes of a blob to `to`. Ends early, without an error, when nobody receives any more. The endpoints are
+/// tried in order; one that fails is left for good, the last one is retried. A new connection goes on where the old one
+/// broke; where it broke after the last byte there is nothing to go on with. `mirrored` is set when bytes are a
+/// mirror's.
 pub(crate) async fn pump(
     registry: &Registry,
     endpoints: &[Endpoint],
     wanted: Wanted<'_>,
     to: &Sender<Bytes>,
+    mirrored: &AtomicBool,
     progress: &dyn Progress,
     mut report: impl FnMut(u64),
 ) -> Result<()> {
@@ -41,11 +46,15 @@ pub(crate) async fn pump(
     let mut done = 0;
     while let Some(endpoint) = endpoints.peek() {
         let before = done;
-        let error = match attempt(registry, endpoint, wanted, &path, &mut done, to, &mut report).await {
+        let error = match attempt(registry, endpoint, wanted, &path, &mut done, to, mirrored, &mut report).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
         if done > before {
+            // All bytes are there, and what broke was the end of the body.
+            if done == wanted.size && error.transient() {
+                return Ok(());
+            }
             pace.moved();
         }
         if endpoint.own {
@@ -58,6 +67,7 @@ pub(crate) async fn pump(
     Err(Error::NotFound { what: path, place: "any mirror".to_owned() })
 }
 
+#[expect(clippy::too_many_arguments, reason = "one attempt of the above")]
 async fn attempt(
     registry: &Registry,
     endpoint: &Endpoint,
@@ -65,6 +75,7 @@ async fn attempt(
     path: &str,
     done: &mut u64,
     to: &Sender<Bytes>,
+    mirrored: &AtomicBool,
     report: &mut impl FnMut(u64),
 ) -> Result<()> {
     let host = endpoint.host.as_str();
@@ -101,6 +112,7 @@ async fn attempt(
             return Err(longer());
         }
         *done += piece.len() as u64;
+        mirrored.fetch_or(!endpoint.own, Ordering::Relaxed);
         if to.send(piece).await.is_err() {
             return Ok(());
         }

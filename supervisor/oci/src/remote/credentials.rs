@@ -51,6 +51,24 @@ struct Entry {
     username: Option<String>,
     password: Option<String>,
     identitytoken: Option<String>,
+    #[serde(rename = "authHosts")]
+    auth_hosts: Vec<String>,
+}
+
+/// An entry for one registry.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) secret: Secret,
+    /// Token services (`host[:port]`) that may see it beside those of the registry's own domain. `authHosts` of the
+    /// entry, Molt's own: other readers of the file pass over it.
+    auth_hosts: Vec<String>,
+}
+
+impl Found {
+    /// Whether the operator wrote that `realm` may see it.
+    pub(crate) fn names(&self, realm: &str) -> bool {
+        self.auth_hosts.iter().any(|host| host.eq_ignore_ascii_case(realm))
+    }
 }
 
 /// The credentials file, by path.
@@ -79,8 +97,8 @@ impl Credentials {
         }
     }
 
-    /// What to present to `host` for `repository`, if the file has it.
-    pub(crate) fn find(&self, host: &str, repository: &str) -> Result<Option<Secret>> {
+    /// What to present to the registry `host` for `repository`, if the file has it.
+    pub(crate) fn find(&self, host: &str, repository: &str) -> Result<Option<Found>> {
         let Some(path) = &self.path else { return Ok(None) };
         let file = read(path)?;
         let refuse = |why: String| Error::Settings { what: format!("credentials file {}", path.display()), why };
@@ -92,7 +110,7 @@ impl Credentials {
         if let Some((_, key, auth)) = best
             && let Some(secret) = secret(auth).map_err(|why| refuse(format!("entry '{key}': {why}")))?
         {
-            return Ok(Some(secret));
+            return Ok(Some(Found { secret, auth_hosts: auth.auth_hosts.clone() }));
         }
         let helper = file.cred_helpers.iter().find(|(key, _)| matches(key, host, repository).is_some());
         // `docker login` with a store leaves an empty entry behind: the secret is in the store.
@@ -154,15 +172,15 @@ fn secret(auth: &Entry) -> Result<Option<Secret>, &'static str> {
 mod tests {
     use super::*;
 
-    fn find(json: &str, host: &str, repository: &str) -> Result<Option<Secret>> {
+    fn find(json: &str, host: &str, repository: &str) -> Result<Option<Found>> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         std::fs::write(&path, json).unwrap();
         Credentials::new(Some(path)).find(host, repository)
     }
 
-    fn user(secret: Option<Secret>) -> String {
-        match secret {
+    fn user(found: Option<Found>) -> String {
+        match found.map(|found| found.secret) {
             Some(Secret::Basic { user, password }) => format!("{user}:{password}"),
             other => format!("{other:?}"),
         }

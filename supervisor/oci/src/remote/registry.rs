@@ -21,7 +21,7 @@ use serde::Deserialize;
 use super::{
     address::{Reach, authority, origin, realm_trusted, url_allowed},
     challenge::{self, Challenge},
-    credentials::{Credentials, Secret},
+    credentials::{Credentials, Found, Secret},
     transport::Transport,
 };
 use crate::{
@@ -238,28 +238,29 @@ impl Registry {
         let challenges = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
         let challenge = challenge::parse(challenges).map_err(denied)?;
         let own = endpoint.own && origin(url) == origin(&endpoint.base);
-        let secret = if own { self.credentials.find(&endpoint.host, repository)? } else { None };
-        match (challenge, secret) {
-            (Challenge::Basic, Some(Secret::Basic { user, password })) => Ok(basic(&user, &password)),
+        let found = if own { self.credentials.find(&endpoint.host, repository)? } else { None };
+        match (challenge, found) {
+            (Challenge::Basic, Some(Found { secret: Secret::Basic { user, password }, .. })) => {
+                Ok(basic(&user, &password))
+            }
             (Challenge::Basic, _) if !own => {
                 Err(denied("it wants a password, which only the registry itself gets".to_owned()))
             }
             (Challenge::Basic, _) => Err(denied(self.credentials.hint(&endpoint.host, false))),
-            (Challenge::Bearer { realm, service }, secret) => {
+            (Challenge::Bearer { realm, service }, found) => {
                 let realm_host = authority(&realm);
                 let reach = self.reach(endpoint, &realm);
                 url_allowed(&realm, reach, &self.insecure)
                     .map_err(|why| denied(format!("it sends for a token to {why}")))?;
-                let secret = match secret {
-                    Some(secret) if realm_trusted(&host, &realm_host) => Some(secret),
-                    Some(_) => Some(self.credentials.find(&realm_host, repository)?.ok_or_else(|| {
-                        denied(format!(
-                            "it wants its credentials sent to {realm_host}, which is not of its domain; if that is right, \
-                             add an entry for '{realm_host}' to the credentials file"
-                        ))
-                    })?),
-                    None => None,
-                };
+                // Never an entry of another registry: it would sign in there for this one, with what is not its own.
+                if found.as_ref().is_some_and(|found| !realm_trusted(&host, &realm_host) && !found.names(&realm_host)) {
+                    return Err(denied(format!(
+                        "it wants its credentials sent to {realm_host}, which is not of its domain; if that is right, add \
+                         \"authHosts\": [\"{realm_host}\"] to the entry for '{}' in the credentials file",
+                        endpoint.host
+                    )));
+                }
+                let secret = found.map(|found| found.secret);
                 let token = self.fetch_token(endpoint, realm, service.as_deref(), repository, secret, reach).await?;
                 Ok(format!("Bearer {token}"))
             }
@@ -420,4 +421,32 @@ fn innermost(error: &reqwest::Error) -> (String, &'static str) {
         layer = "its certificate is not trusted; add its CA to registries.certificates";
     }
     (crate::error::show(text.as_bytes()), layer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_registry_elsewhere_tells_of_is_not_what_the_operator_named() {
+        let insecure = ["plain.example.com", "lab.example.com:5000"].map(str::to_owned).into();
+        let registry = Registry::new(&Registries { insecure, ..Registries::default() }, Limits::default()).unwrap();
+        for (host, url, reach) in [
+            ("registry.example.com", "https://registry.example.com/v2/", Reach::Named),
+            ("registry.example.com:5000", "https://registry.example.com/token", Reach::Named),
+            ("registry.example.com", "https://auth.example.com/token", Reach::Told),
+            ("registry.example.com", "https://localhost/token", Reach::Told),
+            ("registry.example.com", "https://inside.example.com/token", Reach::Told),
+            // The operator named it, by its port.
+            ("registry.example.com", "http://lab.example.com:5000/token", Reach::Named),
+            ("registry.example.com", "http://lab.example.com:5001/token", Reach::Told),
+            // Who is asked in plain HTTP, or here, is believed in this.
+            ("plain.example.com", "https://auth.example.com/token", Reach::Named),
+            ("127.0.0.1:5000", "https://auth.example.com/token", Reach::Named),
+            ("localhost:5000", "https://127.0.0.1/token", Reach::Named),
+        ] {
+            let endpoint = registry.endpoint(host, true).unwrap();
+            assert_eq!(registry.reach(&endpoint, &url.parse().unwrap()), reach, "{host}: {url}");
+        }
+    }
 }

@@ -153,3 +153,21 @@ fn addresses(found: Vec<IpAddr>) -> Result<Addrs, Box<dyn std::error::Error + Se
     }
     Ok(Box::new(found.into_iter().map(|ip| SocketAddr::new(ip, 0))))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A name says nothing of where it leads: that is looked at when it is resolved.
+    #[tokio::test]
+    async fn a_name_that_only_leads_to_loopback_is_refused_where_a_registry_gave_it() {
+        let look_up = async |reach| {
+            let guard = Guard { reach, resolver: OnceLock::new() };
+            guard.resolve("localhost.".parse().unwrap()).await
+        };
+        let found: Vec<_> = look_up(Reach::Named).await.unwrap().map(|address| address.ip()).collect();
+        assert_eq!(found, [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]);
+        let Err(why) = look_up(Reach::Told).await else { panic!("it leads somewhere") };
+        assert!(why.to_string().contains("addresses that no registry has"), "{why}");
+    }
+}

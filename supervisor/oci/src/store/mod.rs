@@ -22,7 +22,7 @@ use std::{
     collections::BTreeSet,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -35,6 +35,7 @@ use rustix::{
 
 pub use self::id::LayerId;
 pub(crate) use self::stage::Staged;
+use self::trash::Emptying;
 use crate::{
     error::{Error, Result},
     layer::tree::{FOLDER, XattrNamespace},
@@ -69,6 +70,7 @@ struct Inner {
     tmp: OwnedFd,
     xattrs: XattrNamespace,
     serial: AtomicU64,
+    emptying: Mutex<Emptying>,
 }
 
 impl Store {
@@ -79,7 +81,9 @@ impl Store {
         let blobs = make(&make(&root, "blobs")?, "sha256")?;
         let layers = make(&make(&root, "layers")?, "sha256")?;
         let (trash, tmp) = (make(&root, "trash")?, make(&root, "tmp")?);
-        let inner = Inner { xattrs: probe_xattrs(&tmp)?, root, blobs, layers, trash, tmp, serial: AtomicU64::new(0) };
+        let xattrs = probe_xattrs(&tmp)?;
+        let (serial, emptying) = (AtomicU64::new(0), Mutex::default());
+        let inner = Inner { root, blobs, layers, trash, tmp, xattrs, serial, emptying };
         let store = Self { inner: Arc::new(inner) };
         for name in remove::children(&store.inner.tmp).map_err(|error| Error::store("list tmp", error))? {
             store.discard(&store.inner.tmp, &name)?;

@@ -1,7 +1,7 @@
 //! Layers on their way into the store.
 //!
 //! In: nothing but the store. Out: an empty folder in `tmp/`, then a published layer. Must not: leave the folder behind
-//! when it is dropped, or publish before everything is on disk.
+//! when it is dropped, take long for that, or publish before everything is on disk.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -17,7 +17,7 @@ use crate::{
     remove,
 };
 
-/// A folder in `tmp/`, removed when dropped unless published.
+/// A folder in `tmp/`, moved to the trash when dropped unless published.
 #[derive(Debug)]
 pub(crate) struct Staged {
     store: Store,
@@ -35,13 +35,25 @@ impl Staged {
     pub(crate) fn xattrs(&self) -> XattrNamespace {
         self.store.xattrs()
     }
+
+    /// Where it will be published.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
 }
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        if !self.published
-            && let Err(error) = remove::remove(self.store.inner.tmp.as_fd(), self.name.as_bytes(), None)
-        {
+        if self.published {
+            return;
+        }
+        // Whoever drops it may have others to serve, and a layer has up to a million entries: a rename, and no more
+        // here.
+        let tmp = &self.store.inner.tmp;
+        let Err(error) = self.store.discard(tmp, self.name.as_bytes()) else { return self.store.empty_trash_aside() };
+        tracing::warn!(name = self.name, %error, "a half-made layer is removed where it is");
+        // A full disk may have no room for a new name, but for one less.
+        if let Err(error) = remove::remove(tmp.as_fd(), self.name.as_bytes(), None) {
             tracing::warn!(name = self.name, %error, "a half-made layer stays until the store is opened again");
         }
     }

@@ -41,6 +41,7 @@ use crate::{
         packed::{Hashed, Promise},
         tree::XattrNamespace,
     },
+    reserve::Reserve,
     store::Staged,
 };
 
@@ -124,7 +125,7 @@ impl Unpacker {
             lowers: &[],
         };
         let switch = Switch::default();
-        let (process, missing) = Process::start(self, &switch, &task)?;
+        let (process, missing) = Process::start(self, &switch, None, &task)?;
         process.verdict().map(|_| missing)
     }
 
@@ -142,8 +143,8 @@ impl Unpacker {
         }
     }
 
-    fn start<'a>(&'a self, switch: &'a Switch, task: &Task<'_>) -> Result<Process<'a>> {
-        let (process, missing) = Process::start(self, switch, task)?;
+    fn start<'a>(&'a self, switch: &'a Switch, reserve: &'a Reserve<'a>, task: &Task<'_>) -> Result<Process<'a>> {
+        let (process, missing) = Process::start(self, switch, Some(reserve), task)?;
         self.note(missing);
         Ok(process)
     }
@@ -185,6 +186,7 @@ impl Unpacker {
         // A smaller pipe is slower and nothing else.
         let _ = fcntl_setpipe_size(&ours, PIPE);
         let folder = staged.folder()?;
+        let reserve = Reserve::new(staged.store(), limits.reserve);
         let task = Task {
             layer,
             job: Job::Unpack(packing),
@@ -193,7 +195,7 @@ impl Unpacker {
             fds: &[folder.as_fd(), theirs.as_fd(), asks.as_fd()],
             lowers: &[],
         };
-        let process = self.start(switch, &task)?;
+        let process = self.start(switch, &reserve, &task)?;
         drop((theirs, folder));
         pour(source, &ours, &process, limits)?;
         drop(ours);
@@ -230,7 +232,9 @@ impl Unpacker {
         seek(&left.asks, SeekFrom::Start(0)).map_err(|error| Error::store("read what a layer asks", error))?;
         let folder = staged.folder()?;
         let fds = &[folder.as_fd(), left.asks.as_fd()];
-        let process = self.start(switch, &Task { layer, job, xattrs: staged.xattrs(), limits, fds, lowers })?;
+        let reserve = Reserve::new(staged.store(), limits.reserve);
+        let task = Task { layer, job, xattrs: staged.xattrs(), limits, fds, lowers };
+        let process = self.start(switch, &reserve, &task)?;
         match process.verdict()? {
             Said::Settled => Ok(()),
             _ => Err(Error::Unpacker { layer, why: "its unpacker gave another verdict than asked for".to_owned() }),
@@ -241,9 +245,11 @@ impl Unpacker {
 /// Passes the bytes of `source` on until it ends, or the unpacker wants no more. The pipe is closed by who made it.
 fn pour(source: &mut impl BufRead, pipe: &OwnedFd, process: &Process<'_>, limits: &Limits) -> Result<()> {
     loop {
+        process.look()?;
         let piece = match source.fill_buf() {
             Ok(piece) => piece,
-            // While nothing came the unpacker ended, or its end was seen before what it said was read.
+            // While nothing came it is time to look, or the unpacker ended and its end was seen before what it said was
+            // read.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 if process.watch(Some(pipe), limits.unpack_stall)? == Woken::Said {
                     return Ok(());

@@ -33,10 +33,11 @@ use crate::{
     config::Limits,
     error::{Error, Result},
     layer::tree::XattrNamespace,
+    reserve::Reserve,
 };
 
-/// How often it is looked whether a silent process still works.
-const LOOK: Duration = Duration::from_millis(500);
+/// How often it is looked whether a silent process still works, and what it leaves free.
+const LOOK: Duration = Duration::from_millis(50);
 /// From its start to its word that it is confined.
 const CONFINED_WITHIN: Duration = Duration::from_secs(30);
 /// Until a process that was killed is gone; longer only where the kernel itself hangs.
@@ -112,6 +113,7 @@ pub(super) struct Task<'a> {
 pub(super) struct Process<'a> {
     layer: DiffId,
     stall: Duration,
+    reserve: Option<&'a Reserve<'a>>,
     unpacker: &'a Unpacker,
     switch: &'a Switch,
     pid: Pid,
@@ -129,9 +131,16 @@ pub(super) enum Woken {
 }
 
 impl<'a> Process<'a> {
-    /// Starts an unpacker and waits until it is confined. Gives the walls it could not build, too.
-    pub(super) fn start(unpacker: &'a Unpacker, switch: &'a Switch, task: &Task<'_>) -> Result<(Self, Vec<String>)> {
+    /// Starts an unpacker and waits until it is confined. Gives the walls it could not build, too. It must leave
+    /// `reserve` free; none where it writes nothing.
+    pub(super) fn start(
+        unpacker: &'a Unpacker,
+        switch: &'a Switch,
+        reserve: Option<&'a Reserve<'a>>,
+        task: &Task<'_>,
+    ) -> Result<(Self, Vec<String>)> {
         let layer = task.layer;
+        reserve.map_or(Ok(()), Reserve::check)?;
         let failed = |why: String| Error::Unpacker { layer, why: format!("its unpacker could not be started: {why}") };
         let (control, theirs) = molt_sys::socket::pair().map_err(|error| failed(error.to_string()))?;
         let null = unpacker.null.as_fd();
@@ -140,7 +149,8 @@ impl<'a> Process<'a> {
         drop(theirs);
         let pidfd = Arc::new(pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| failed(errno.to_string()))?);
         switch.register(Some(Arc::clone(&pidfd)));
-        let process = Self { layer, stall: task.limits.unpack_stall, unpacker, switch, pid, pidfd, control };
+        let stall = task.limits.unpack_stall;
+        let process = Self { layer, stall, reserve, unpacker, switch, pid, pidfd, control };
         let order = Order { version: VERSION, job: task.job, xattrs: task.xattrs, limits: task.limits.clone() };
         let order = serde_json::to_vec(&order).map_err(|error| failed(error.to_string()))?;
         process.send(&order, task.fds)?;
@@ -186,7 +196,7 @@ impl<'a> Process<'a> {
         match self.hear(self.stall)? {
             Said::Failed(fault) => Err(fault.into_error(self.layer)),
             ready @ Said::Ready { .. } => Err(self.nonsense(&ready)),
-            said => Ok(said),
+            said => self.reserve.map_or(Ok(()), Reserve::check).map(|()| said),
         }
     }
 
@@ -204,8 +214,13 @@ impl<'a> Process<'a> {
         }
     }
 
+    /// An error when it has used up what must stay free. Cheap enough to be called for each piece.
+    pub(super) fn look(&self) -> Result<()> {
+        self.reserve.map_or(Ok(()), Reserve::look)
+    }
+
     /// Waits until it says something, or `pipe` takes bytes. An error when it neither did so nor used the processor for
-    /// `within`.
+    /// `within`, and when it uses up what must stay free.
     pub(super) fn watch(&self, pipe: Option<&OwnedFd>, within: Duration) -> Result<Woken> {
         let mut moved = Instant::now();
         let mut used = molt_sys::process::cpu_time(self.pid).ok();
@@ -221,6 +236,7 @@ impl<'a> Process<'a> {
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(self.error(format!("its unpacker could not be watched: {errno}"))),
             }
+            self.look()?;
             let now = molt_sys::process::cpu_time(self.pid).ok();
             if now != used {
                 (moved, used) = (Instant::now(), now);

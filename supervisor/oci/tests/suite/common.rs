@@ -153,9 +153,11 @@ impl Place {
     pub(crate) fn assert_clean(&self) {
         assert_eq!(self.outside(), self.sentinel, "something outside the store changed");
         let deadline = Instant::now() + Duration::from_secs(10);
-        while fs::read_dir(self.path("store/tmp")).unwrap().next().is_some() {
-            assert!(Instant::now() < deadline, "tmp/ is not empty");
-            std::thread::sleep(Duration::from_millis(5));
+        for folder in ["tmp", "trash"] {
+            while fs::read_dir(self.path("store").join(folder)).unwrap().next().is_some() {
+                assert!(Instant::now() < deadline, "{folder}/ is not empty");
+                std::thread::sleep(Duration::from_millis(5));
+            }
         }
     }
 

@@ -239,6 +239,13 @@ fn headers_that_readers_take_differently_are_refused() {
     let long = Tar::header(EntryType::GNULongName, b"././@LongLink", b"", 4, 0o644);
     refused(Tar::new().pax(&[("path", b"two")]).raw(long.clone(), b"one\0").file("x", "1").end());
     refused(Tar::new().raw(long.clone(), b"one\0").pax(&[("path", b"two")]).file("x", "1").end());
+    // What comes before a global header is dropped by one reader, kept for the next entry by another.
+    let global: [(&str, &[u8]); 1] = [("comment", b"x")];
+    refused(Tar::new().pax(&[("path", b"one")]).global(&global).file("x", "1").end());
+    refused(Tar::new().raw(long.clone(), b"one\0").global(&global).file("x", "1").end());
+    refused(Tar::new().global(&global).pax(&[("path", b"one")]).global(&global).file("x", "1").end());
+    assert_eq!(unpacked(Tar::new().global(&global).global(&global).file("x", "1").end()), ["f 644 0:0 x 1 n1"]);
+    assert_eq!(unpacked(Tar::new().global(&global).pax(&[("path", b"y")]).file("x", "1").end()), ["f 644 0:0 y 1 n1"]);
     let lines = unpacked(Tar::new().raw(long, b"one\0").file("x", "1").end());
     assert!(lines.len() == 1 && lines[0].ends_with(" n1") && lines[0].contains(" one "), "{lines:?}");
 }

@@ -22,4 +22,6 @@ mod secrets;
 #[cfg(test)]
 mod sources;
 #[cfg(test)]
+mod space;
+#[cfg(test)]
 mod unpacker;

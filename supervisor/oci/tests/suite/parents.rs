@@ -201,3 +201,19 @@ fn blobs_are_checked_when_written_and_when_read() {
     fs::write(place.path("store/blobs/sha256").join(name.hex()), "hellO").unwrap();
     assert_eq!(place.store.get_blob(&name, 5).unwrap_err().code(), Code::ContentMismatch);
 }
+
+#[test]
+fn a_link_in_a_lower_layer_leads_no_deeper_than_an_entry_may_be() {
+    let deep = |depth: usize, name: &str| vec![name; depth].join("/");
+    let onto = |target: String| {
+        // By PAX: a plain header has room for 100 bytes.
+        let below = Tar::new().pax(&[("linkpath", target.as_bytes())]).symlink("l", "x").end();
+        Place::new().unpack(&[below, Tar::new().file("l/f", "1").end()]).map(drop)
+    };
+    onto(deep(256, "a")).expect("as deep as an entry may be");
+    for target in [deep(257, "a"), deep(2000, "a"), "n".repeat(256)] {
+        let error = onto(target).unwrap_err();
+        assert_eq!(error.code(), Code::LayerInvalid, "{error}");
+        assert!(error.to_string().contains("too long or too deep once its links are followed"), "{error}");
+    }
+}

@@ -160,6 +160,7 @@ async fn documents_are_bounded_and_checked() {
     let source = image();
     let config = source.blobs.values().find(|blob| blob.starts_with(b"{")).unwrap().clone();
     let config_path = format!("/v2/acme/app/blobs/{}", digest(&config));
+    let (whole, endless_path) = (config.clone(), config_path.clone());
     let cases: Vec<(&str, Rule, Code)> = vec![
         (
             "large manifest",
@@ -178,6 +179,18 @@ async fn documents_are_bounded_and_checked() {
                     let stream =
                         futures_util::stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from(vec![b' '; 65536])));
                     Body::from_stream(stream).into_response()
+                })
+            }),
+            Code::ManifestInvalid,
+        ),
+        (
+            "config without an end",
+            Box::new(move |asked, _| {
+                (asked.path == endless_path).then(|| {
+                    let first = futures_util::stream::iter([Ok::<_, Infallible>(Bytes::from(whole.clone()))]);
+                    let more =
+                        futures_util::stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from(vec![b' '; 65536])));
+                    Body::from_stream(futures_util::StreamExt::chain(first, more)).into_response()
                 })
             }),
             Code::ManifestInvalid,
@@ -289,6 +302,88 @@ async fn what_was_finished_before_a_failure_is_kept() {
     assert_eq!(error.code(), Code::NotFound);
     assert_eq!(place.store.layers().unwrap().len(), 1);
     place.assert_clean();
+}
+
+/// What was finished in time need not be fetched again: a slow line gets there in a few updates.
+#[tokio::test]
+async fn what_was_finished_before_the_deadline_is_kept() {
+    let source = Image::new(&[
+        packed(&Tar::new().file("first", "1").end()),
+        packed(&Tar::new().file("second", &random(1000)).end()),
+    ]);
+    let (path, blob) = layer_path(&source);
+    let registry = Registry::start(source, move |asked, count| {
+        (asked.path == path && count == 1).then(|| {
+            let first = Ok::<_, Infallible>(Bytes::copy_from_slice(&blob[..100]));
+            let stream =
+                futures_util::StreamExt::chain(futures_util::stream::iter([first]), futures_util::stream::pending());
+            Response::builder().body(Body::from_stream(stream)).unwrap()
+        })
+    })
+    .await;
+    let place = Place::new();
+    let settings = Registries { parallel: 1, ..registry.settings() };
+    let client = Client::new(&settings, Limits::default()).unwrap().confined(unpacker());
+    let reference: ImageRef = registry.reference().parse().unwrap();
+    let resolved = client.resolve(&reference, &Platform::host(), &()).await.unwrap();
+    let told = Told::default();
+    let late = async {
+        while told.done.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let error = client.fetch_until(&resolved, &place.store, &told, late).await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+    assert_eq!(place.store.layers().unwrap().len(), 1);
+    place.assert_clean();
+    let fetched = client.fetch(&resolved, &place.store, &()).await.unwrap();
+    assert_eq!((fetched.layers.len(), fetched.layers_fetched), (2, 1));
+}
+
+#[tokio::test]
+async fn the_fetch_has_a_deadline_of_its_own() {
+    let source = image();
+    let (path, _) = layer_path(&source);
+    let registry = Registry::start(source, move |asked, _| {
+        (asked.path == path).then(|| {
+            let never = futures_util::stream::pending::<Result<Bytes, Infallible>>();
+            Response::builder().body(Body::from_stream(never)).unwrap()
+        })
+    })
+    .await;
+    let place = Place::new();
+    let limits = Limits { deadline: Duration::from_millis(300), ..Limits::default() };
+    let client = Client::new(&registry.settings(), limits).unwrap().confined(unpacker());
+    let reference: ImageRef = registry.reference().parse().unwrap();
+    let resolved = client.resolve(&reference, &Platform::host(), &()).await.unwrap();
+    let error = client.fetch(&resolved, &place.store, &()).await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+    place.assert_clean();
+}
+
+/// All bytes are there, and then the connection breaks in the place of the body's end: there is nothing to ask for.
+#[tokio::test]
+async fn a_body_without_its_end_is_whole_when_all_bytes_came() {
+    let source = image();
+    let (path, blob) = layer_path(&source);
+    let at = path.clone();
+    let registry = Registry::start(source, move |asked, count| {
+        (asked.path == at).then(|| {
+            if count > 1 {
+                return status(416);
+            }
+            let pieces = [Ok(Bytes::copy_from_slice(&blob)), Err(std::io::Error::other("cut"))];
+            let stream = futures_util::stream::unfold(pieces.into_iter(), |mut pieces| async move {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                pieces.next().map(|piece| (piece, pieces))
+            });
+            Response::builder().body(Body::from_stream(stream)).unwrap()
+        })
+    })
+    .await;
+    plain(&registry).await.unwrap();
+    assert_eq!(registry.log().iter().filter(|asked| asked.path == path).count(), 1);
 }
 
 /// A byte now and then is no stall; it is no answer either. Whatever trickles: manifest, config, token.

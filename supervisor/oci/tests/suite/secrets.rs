@@ -2,19 +2,21 @@
 //!
 //! In: registries that ask for a sign-in, redirect, or mirror. Out: the headers each of them saw.
 
-use std::{fs, sync::Arc};
+use std::{convert::Infallible, fs, sync::Arc, time::Duration};
 
 use axum::{
+    body::{Body, Bytes},
     http::{StatusCode, header},
     response::IntoResponse as _,
 };
 use base64::Engine as _;
 use molt_core::code::Code;
 use molt_oci::Registries;
+use serde_json::json;
 
 use crate::{
-    common::{Place, Told},
-    fake::{Registry, broken, image, layer_path, plain, pull, status},
+    common::{Image, MANIFEST, Place, TAR, Tar, Told, digest, packed},
+    fake::{Registry, Rule, broken, image, layer_path, plain, pull, status},
 };
 
 fn credentials(place: &Place, host: &str) -> Registries {
@@ -234,7 +236,7 @@ async fn mirrors_come_first_get_no_secret_and_are_not_believed() {
     })
     .await;
     let path = layer_path(&image()).0;
-    for kind in ["good", "down", "denying", "lying", "breaking"] {
+    for kind in ["good", "down", "denying", "lying", "breaking", "a page", "astray"] {
         let at = path.clone();
         let mirror = Registry::start(image(), move |asked, _| match kind {
             "down" => Some(status(503)),
@@ -247,6 +249,13 @@ async fn mirrors_come_first_get_no_secret_and_are_not_believed() {
                 Some(blob.into_response())
             }
             "breaking" if asked.path == at => Some(broken(&layer_path(&image()).1, 50_000)),
+            // It says "welcome" to whatever is asked.
+            "a page" => Some(([(header::CONTENT_TYPE, "text/html")], "<html>welcome</html>").into_response()),
+            // A manifest as good as any, of what nobody has.
+            "astray" if asked.path.contains("/manifests/") => {
+                let other = Image::new(&[packed(&Tar::new().file("other", "1").end())]);
+                Some(([(header::CONTENT_TYPE, MANIFEST)], other.manifest).into_response())
+            }
             _ => None,
         })
         .await;
@@ -261,6 +270,83 @@ async fn mirrors_come_first_get_no_secret_and_are_not_believed() {
         assert_eq!(registry.blobs_asked() > before, kind != "good", "{kind}");
         place.assert_clean();
     }
+}
+
+/// More is to come than is worth reading after the first bad byte, so that the digest is not judged.
+#[tokio::test]
+async fn a_mirror_that_sends_a_bad_layer_first_does_not_keep_the_registry_from_being_asked() {
+    let tar = Tar::new().file("big", &"0123456789abcdef".repeat((70 << 20) / 16)).end();
+    let image = || Image::new(&[(tar.clone(), TAR, digest(&tar).to_string())]);
+    let (path, mut bad) = layer_path(&image());
+    bad[..512].fill(b'x');
+    let at = path.clone();
+    let mirror =
+        Registry::start(image(), move |asked, _| (asked.path == at).then(|| bad.clone().into_response())).await;
+    let registry = Registry::start(image(), |_, _| None).await;
+    let mut settings = registry.settings();
+    settings.insecure.push(mirror.host.clone());
+    settings.mirrors.insert(registry.host.clone(), vec![mirror.host.clone()]);
+    let place = Place::new();
+    pull(&place, &registry, &settings, &Told::default()).await.unwrap();
+    assert!(mirror.log().iter().any(|asked| asked.path == path));
+    assert_eq!(registry.log().iter().filter(|asked| asked.path == path).count(), 1);
+    place.assert_clean();
+    // What the registry itself has is its last word.
+    let bad = Registry::start(image(), move |asked, _| (asked.path == path).then(|| status(404))).await;
+    settings.insecure.push(bad.host.clone());
+    settings.mirrors.insert(bad.host.clone(), vec![mirror.host.clone()]);
+    let error = pull(&Place::new(), &bad, &settings, &Told::default()).await.unwrap_err();
+    assert_eq!(error.code(), Code::NotFound, "{error}");
+}
+
+/// Two registries with entries of their own. One of them sends for a token to the other.
+#[tokio::test]
+async fn no_registry_gets_a_token_by_the_credentials_of_another() {
+    let other = Registry::start(image(), |_, _| Some(r#"{"token":"x"}"#.into_response())).await;
+    // Another host than 127.0.0.1.
+    let other_host = format!("localhost:{}", other.host.rsplit(':').next().unwrap());
+    let realm = format!("Bearer realm=\"http://{other_host}/token\",service=\"s\"");
+    let registry = Registry::start(image(), move |asked, _| {
+        (asked.authorization.as_deref() != Some("Bearer x"))
+            .then(|| (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, realm.clone())]).into_response())
+    })
+    .await;
+    let auth = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    let (own, others) = (auth("me:secret"), auth("me:other"));
+    let place = Place::new();
+    let path = place.path("config.json");
+    // The registry's entry, and with what it gets a token there.
+    let cases = [
+        (json!({"auth": own}), None),
+        (json!({"auth": own, "authHosts": []}), None),
+        (json!({"auth": own, "authHosts": ["localhost", "elsewhere.example.com"]}), None),
+        (json!({"auth": own, "authHosts": [other_host.to_ascii_uppercase()]}), Some("Basic bWU6c2VjcmV0")),
+    ];
+    for (entry, presented) in cases {
+        let config = json!({"auths": {registry.host.clone(): entry, other_host.clone(): {"auth": others}}});
+        fs::write(&path, config.to_string()).unwrap();
+        let insecure = vec![registry.host.clone(), other_host.clone()];
+        let settings = Registries { credentials: Some(path.clone()), insecure, ..Registries::default() };
+        let before = other.log().len();
+        let result = pull(&Place::new(), &registry, &settings, &Told::default()).await;
+        let seen: Vec<_> = other.log().drain(before..).map(|asked| asked.authorization).collect();
+        if let Some(header) = presented {
+            result.unwrap();
+            assert_eq!(seen, [Some(header.to_owned())], "{config}");
+        } else {
+            let error = result.unwrap_err();
+            assert_eq!(error.code(), Code::Unauthorized, "{config}: {error}");
+            assert!(error.to_string().contains("authHosts"), "{config}: {error}");
+            assert!(seen.is_empty(), "{config}: {seen:?}");
+        }
+    }
+    // Without an entry of its own it comes without credentials, whatever there is for the other one.
+    fs::write(&path, json!({"auths": {other_host.clone(): {"auth": others}}}).to_string()).unwrap();
+    let insecure = vec![registry.host.clone(), other_host];
+    let settings = Registries { credentials: Some(path), insecure, ..Registries::default() };
+    let before = other.log().len();
+    pull(&Place::new(), &registry, &settings, &Told::default()).await.unwrap();
+    assert!(other.log().drain(before..).all(|asked| asked.authorization.is_none()));
 }
 
 #[tokio::test]
@@ -293,4 +379,106 @@ async fn only_certificates_that_verify_are_taken() {
     let settings = Registries { certificates: Some(empty), ..Registries::default() };
     let error = molt_oci::Client::new(&settings, molt_oci::Limits::default()).unwrap_err();
     assert_eq!(error.code(), Code::Invalid);
+}
+
+/// A registry that wants a token of this service, `x`.
+async fn with_tokens_of(service: &Registry) -> Registry {
+    let realm = format!("Bearer realm=\"http://{}/token\",service=\"s\"", service.host);
+    Registry::start(image(), move |asked, _| {
+        (asked.authorization.as_deref() != Some("Bearer x"))
+            .then(|| (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, realm.clone())]).into_response())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_token_service_that_sends_elsewhere_is_not_followed() {
+    let thief = Registry::start(image(), |_, _| Some(r#"{"token":"x"}"#.into_response())).await;
+    for code in [200, 301, 302, 303, 307, 308] {
+        let to = format!("http://{}/token", thief.host);
+        let service = Registry::start(image(), move |_, _| {
+            let code = StatusCode::from_u16(code).unwrap();
+            Some((code, [(header::LOCATION, to.clone())], r#"{"token":"x"}"#).into_response())
+        })
+        .await;
+        let registry = with_tokens_of(&service).await;
+        let place = Place::new();
+        let mut settings = credentials(&place, &registry.host);
+        settings.insecure = vec![registry.host.clone(), service.host.clone(), thief.host.clone()];
+        let result = pull(&Place::new(), &registry, &settings, &Told::default()).await;
+        assert!(service.log().iter().all(|asked| asked.authorization.as_deref() == Some("Basic bWU6c2VjcmV0")));
+        assert!(!service.log().is_empty() && thief.log().is_empty(), "{code}: {:?}", thief.log());
+        if code == 200 {
+            result.unwrap();
+            continue;
+        }
+        let error = result.unwrap_err();
+        assert_eq!(error.code(), Code::RegistryUnavailable, "{code}: {error}");
+        assert!(error.to_string().contains("it redirects"), "{code}: {error}");
+    }
+}
+
+/// 64 KiB are enough for a token; what is more is not waited for.
+#[tokio::test]
+async fn the_answer_of_a_token_service_is_bounded() {
+    const MOST: usize = 64 << 10;
+    const TOKEN: &str = r#"{"token":"x"}"#;
+    let token = |length: usize| TOKEN.to_owned() + &" ".repeat(length - TOKEN.len());
+    let endless = || futures_util::stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from(vec![b' '; 4096])));
+    let streamed = move |length| Body::from_stream(futures_util::stream::iter([Ok::<_, Infallible>(token(length))]));
+    let cases: [(&str, Rule, bool); 5] = [
+        ("as much as there may be", Box::new(move |_, _| Some(token(MOST).into_response())), true),
+        ("the same without a length", Box::new(move |_, _| Some(streamed(MOST).into_response())), true),
+        ("one more", Box::new(move |_, _| Some(token(MOST + 1).into_response())), false),
+        ("one more without a length", Box::new(move |_, _| Some(streamed(MOST + 1).into_response())), false),
+        ("without an end", Box::new(move |_, _| Some(Body::from_stream(endless()).into_response())), false),
+    ];
+    for (name, rule, taken) in cases {
+        let service = Registry::start(image(), rule).await;
+        let registry = with_tokens_of(&service).await;
+        let mut settings = registry.settings();
+        settings.insecure.push(service.host.clone());
+        let (place, told) = (Place::new(), Told::default());
+        let pulled = tokio::time::timeout(Duration::from_secs(20), pull(&place, &registry, &settings, &told)).await;
+        let result = pulled.unwrap_or_else(|_| panic!("{name}: it is waited for"));
+        assert_eq!(result.is_ok(), taken, "{name}: {result:?}");
+        if let Err(error) = result {
+            assert!(error.to_string().contains("larger than 65536 bytes"), "{name}: {error}");
+            assert_eq!(service.log().len(), 1, "{name}: asked again");
+            place.assert_clean();
+        }
+    }
+}
+
+/// A layer may name other places to get it: they are nobody's choice but the image's.
+#[tokio::test]
+async fn the_places_that_a_layer_names_are_never_asked() {
+    let thief = Registry::start(image(), |_, _| None).await;
+    let mut named = image();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&named.manifest).unwrap();
+    for layer in manifest["layers"].as_array_mut().unwrap() {
+        let path = format!("/v2/acme/app/blobs/{}", layer["digest"].as_str().unwrap());
+        layer["urls"] = json!([format!("http://{}{path}", thief.host), format!("http://{}/blob", thief.host)]);
+    }
+    named.manifest = manifest.to_string().into_bytes();
+    let (path, _) = layer_path(&named);
+    for missing in [false, true] {
+        let (path, again) = (path.clone(), Image { blobs: named.blobs.clone(), manifest: named.manifest.clone() });
+        let registry = Registry::start(again, move |asked, _| {
+            if asked.authorization.as_deref() != Some("Basic bWU6c2VjcmV0") {
+                return Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=x")]).into_response());
+            }
+            (missing && asked.path == path).then(|| status(404))
+        })
+        .await;
+        let place = Place::new();
+        let mut settings = credentials(&place, &registry.host);
+        settings.insecure = vec![registry.host.clone(), thief.host.clone()];
+        let result = pull(&Place::new(), &registry, &settings, &Told::default()).await;
+        assert!(thief.log().is_empty(), "missing {missing}: {:?}", thief.log());
+        match result {
+            Ok(_) => assert!(!missing, "it came from somewhere"),
+            Err(error) => assert!(missing && error.code() == Code::NotFound, "missing {missing}: {error}"),
+        }
+    }
 }

@@ -49,6 +49,7 @@ fn read(text: &str) -> Option<Policy> {
 fn context(kernel_abi: u32) -> Context<'static> {
     Context {
         workdir: "/app",
+        shown: &[],
         state: &[],
         program: Some("/app/run"),
         readable: &["/app"],

@@ -1,6 +1,6 @@
 //! Images that lie, do not fit, or try to climb out.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::{Context, ensure};
 use serde_json::json;
@@ -10,7 +10,8 @@ use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
 use crate::harness::disk::{Disk, FileSystem, InMemory};
 use crate::harness::image::{Built, Format, Layer, Packing, digest};
-use crate::harness::molt::{Molt, SOON};
+use crate::harness::molt::{Molt, SOON, Setup};
+use crate::harness::runtime::Kind;
 use crate::harness::{images, process, wait};
 
 /// The tests of this suite.
@@ -22,6 +23,8 @@ pub(in crate::suites) const CASES: &[Case] = &[
     case("bad::image::a_disk_that_fills_up_on_the_way", disk_fills_up),
     case("bad::image::inodes_that_are_too_few_or_run_out", too_few_inodes),
     case("bad::image::a_full_disk_does_not_stop_a_rollback", rollback_on_a_full_disk),
+    case("bad::image::without_an_inode_left_it_starts_and_rolls_back", without_inodes),
+    case("bad::image::a_container_that_cannot_be_staged_stops_no_image", zero_cannot_be_staged),
     case("bad::image::a_program_that_is_not_there", |bed| unusable(bed, "no-entrypoint-file", NO_FILE)),
     case("bad::image::a_program_that_is_not_executable", |bed| unusable(bed, "not-executable", NOT_EXECUTABLE)),
     case("bad::image::a_script_without_its_interpreter", |bed| unusable(bed, "bad-interpreter", NO_INTERPRETER)),
@@ -130,7 +133,7 @@ fn disk_fills_up(bed: &Bed) -> anyhow::Result<()> {
     })?;
     let ballast = disk.fill(16 << 20)?;
     let before = free(&molt)?;
-    pull_fails(&molt, 6, &image, &["no bytes or inodes left (ENOSPC)", "free some: molt gc"])?;
+    pull_fails(&molt, 6, &image, &[" inodes are free", "free some: molt gc"])?;
     let after = free(&molt)?;
     ensure!(after + (2 << 20) > before, "{before} bytes were free, now {after}");
     fs::remove_file(ballast)?;
@@ -193,6 +196,67 @@ fn rollback_on_a_full_disk(bed: &Bed) -> anyhow::Result<()> {
     molt.sandbox.restart()?;
     molt.settled()?;
     molt.serves("v1", 4)
+}
+
+/// Takes every inode that is left.
+fn fill_with_names(folder: &Path) -> anyhow::Result<()> {
+    let full = (0..9000).find(|number| fs::File::create(folder.join(format!("ballast-{number}"))).is_err());
+    ensure!(full.is_some(), "inodes without end");
+    Ok(())
+}
+
+/// Also where a kernel wants the root mounted somewhere: the store has no room for a mount point.
+fn without_inodes(bed: &Bed) -> anyhow::Result<()> {
+    for kernel in ["6.14", "99.0"] {
+        let disk = InMemory::new(&bed.scratch("disk")?, 64, 2000)?;
+        let mut setup = setup(bed)?.env("MOLT_PRETEND_KERNEL", kernel);
+        setup.store.clone_from(&disk.path);
+        let mut spec = setup.spec.clone();
+        let mut molt = setup.start()?;
+        molt.expect(0, &["update", &bed.small("v2")?])?;
+        ensure!(molt.sandbox.stop(SOON)? == 0);
+        fill_with_names(&disk.path)?;
+        // What confines it is another thing now, and cannot be written down.
+        spec["spec"]["workload"]["limits"] = json!({"nofile": 2048});
+        fs::write(molt.config.join("sandbox.yaml"), spec.to_string())?;
+        molt.sandbox.restart()?;
+        let status = molt.settled()?;
+        molt.serves("v2", 3)?;
+        says(
+            &status["degraded"].to_string(),
+            &["the store's disk is full: all but the state and carried mounts is read-only"],
+        )?;
+        molt.expect(0, &["rollback"])?;
+        molt.serves("v1", 4)?;
+        // With room again, the next start can write.
+        ensure!(molt.sandbox.stop(SOON)? == 0);
+        for number in 0..100 {
+            fs::remove_file(disk.path.join(format!("ballast-{number}")))?;
+        }
+        molt.sandbox.restart()?;
+        let status = molt.settled()?;
+        molt.serves("v1", 5)?;
+        ensure!(!status["degraded"].to_string().contains("disk"), "{status:#}");
+        molt.expect(0, &["update", &bed.small("v2")?])?;
+    }
+    Ok(())
+}
+
+/// The container's own root has another command, which cannot be staged: that is no reason not to start an image.
+fn zero_cannot_be_staged(bed: &Bed) -> anyhow::Result<()> {
+    let disk = InMemory::new(&bed.scratch("disk")?, 64, 2000)?;
+    let mut setup = Setup::own_root(bed, Kind::Light, &["/app/molt-testd"])?.with("/workload/user", json!("1000:1000"));
+    setup.store.clone_from(&disk.path);
+    let mut program = setup.options.program.clone();
+    let mut molt = setup.start()?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    ensure!(molt.sandbox.stop(SOON)? == 0);
+    fill_with_names(&disk.path)?;
+    program.push("another".to_owned());
+    molt.sandbox.restart_as(&program.iter().map(String::as_str).collect::<Vec<_>>())?;
+    molt.settled()?;
+    molt.serves("v2", 3)?;
+    says(&molt.sandbox.logs(), &["generation 0 stays as it was staged last"])
 }
 
 const NO_FILE: &str = "/app/absent does not exist in the image";

@@ -23,6 +23,7 @@ pub(in super::super) const CASES: &[Case] = &[
     case("kill::what_must_be_durable_is_so_before_what_needs_it", |bed| {
         order(&Scene::prepare(bed, Change::Update, Ground::Memory)?)
     }),
+    case("kill::nobody_is_signalled_by_a_number_that_may_be_another_s_by_now", by_descriptor),
     case("kill::at_every_point_something_proven_runs", every).long(),
     case("kill::a_share_of_pairs_and_again_while_it_recovers", |bed| twice(bed, Extent::share(SHORT))),
     case("kill::and_again_while_it_recovers_something_proven_runs", |bed| twice(bed, Extent::All)).long(),
@@ -95,6 +96,20 @@ pub(super) fn order(scene: &Scene<'_>) -> anyhow::Result<()> {
     ensure!(waits.is_none(), "{waits:?} between the gate and the exec:{}", told());
     let marked = find(ran, "the sync of the mark", &|made| is_sync(made) && made.file.ends_with("/confirmed"))?;
     find(marked, "the confirmation", &is_slot).map(drop)
+}
+
+/// PID 1 signals by descriptor: a process id may be somebody else's by the time that the signal arrives.
+fn by_descriptor(bed: &Bed) -> anyhow::Result<()> {
+    for change in Change::ALL {
+        let calls = Scene::prepare(bed, change, Ground::Memory)?.dry(Which::Changing)?;
+        let made = |name: &str| calls.iter().filter(|made| made.call == format!("supervisor {name}")).count();
+        for name in ["kill", "tkill", "tgkill", "rt_sigqueueinfo"] {
+            ensure!(made(name) == 0, "{change:?}: {name} is called");
+        }
+        // Who unpacked is ended so; a workload is told to stop by its init.
+        ensure!(change != Change::Update || made("pidfd_send_signal") > 0, "{change:?}: nobody was signalled at all");
+    }
+    Ok(())
 }
 
 /// Where the gate is opened: the last byte that PID 1 gives somebody before the exec.
