@@ -38,6 +38,7 @@ pub(super) const CASES: &[Case] = &[
     case("restart::a_damaged_journal_boots_what_was_confirmed_and_goes_on", damaged_journal),
     case("restart::a_journal_of_a_newer_molt_boots_and_is_left_alone", newer_journal),
     case("restart::a_changed_image_in_the_spec_is_a_new_intent", changed_spec),
+    case("restart::a_lost_journal_makes_no_wish_of_the_image_of_the_spec", lost_journal),
     case("exit::the_status_of_the_workload_is_that_of_the_container", status_passes),
     case("exit::a_signal_that_kills_the_workload_is_told_as_128_and_its_number", killed_by_signal),
     case("exit::term_int_and_quit_stop_the_workload", stopped_by_signal),
@@ -309,6 +310,18 @@ fn newer_journal(bed: &Bed) -> anyhow::Result<()> {
     molt.settled()?;
     molt.expect(0, &["update", "--force", &bed.small("v3")?])?;
     molt.serves("v3", 5)?;
+    molt.sound()
+}
+
+fn lost_journal(bed: &Bed) -> anyhow::Result<()> {
+    let mut molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    ensure!(molt.sandbox.kill()? == 137);
+    fs::write(molt.store.join("journal"), vec![0xff; journal::FILE_BYTES])?;
+    molt.sandbox.restart()?;
+    let status = molt.settled()?;
+    ensure!(molt.version()?.0 == "v2" && status["confirmed"]["generation"] == 2, "{status:#}");
+    ensure!(condition(&status, "JournalReset").is_some(), "{status:#}");
     molt.sound()
 }
 
