@@ -290,7 +290,11 @@ impl Client {
                 let (true, [.., own]) = (from.mirrored.into_inner(), endpoints.as_slice()) else { return Err(error) };
                 progress.retry(&layer.digest.to_string(), Duration::ZERO, &error.to_string());
                 let own = Origin { endpoints: std::slice::from_ref(own), repository, mirrored: AtomicBool::new(false) };
-                self.one_of_registry(&own, index, layer, store, progress).await
+                match self.one_of_registry(&own, index, layer, store, progress).await {
+                    // Nobody is there: what is wrong with the mirror's is all there is to be said.
+                    Err(again) if again.transient() => Err(error),
+                    result => result,
+                }
             }
         }
     }

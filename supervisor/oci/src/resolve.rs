@@ -151,7 +151,11 @@ impl Client {
                     (Err(error), [_, .., own]) if !error.transient() => {
                         progress.retry(&reference.to_string(), Duration::ZERO, &error.to_string());
                         let own = Places { endpoints: std::slice::from_ref(own), progress };
-                        self.found_at(reference, own, wanted, platform).await
+                        match self.found_at(reference, own, wanted, platform).await {
+                            // Nobody is there: what the mirror has is all there is to be said.
+                            Err(again) if again.transient() => Err(error),
+                            found => found,
+                        }
                     }
                     (found, _) => found,
                 }

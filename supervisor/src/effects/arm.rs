@@ -247,7 +247,7 @@ async fn keep(context: &Arc<Context>, order: &Order, in_force: &InForce) -> Resu
             Ok(())
         }
         Err(fault) if matches!(order.against, Against::Nothing) => {
-            warn(format!("{}; the next update is compared with what was in force before", fault.message));
+            warn(format!("{}; what a later update is compared with may be older", fault.message));
             Ok(())
         }
         Err(fault) => Err(fault),

@@ -10,7 +10,7 @@ use molt_core::{
     wire::Collected,
 };
 
-use super::Fault;
+use super::{Fault, image::config_of};
 use crate::store::Store;
 
 /// Removes the generations that go, and the layers and blobs that no other one needs. Blocking.
@@ -30,6 +30,7 @@ pub(crate) fn collect(
     // It may need any layer, and may be read again: by the next start, or by a newer Molt.
     if let Some(number) = store.withheld()? {
         tracing::warn!(generation = number.0, "the record of a generation cannot be read: no layer is cleaned up");
+        store.content.empty_trash()?;
         done.bytes = store.content.space()?.bytes_free.saturating_sub(before);
         return Ok(done);
     }
@@ -55,11 +56,4 @@ pub(crate) fn collect(
     store.content.empty_trash()?;
     done.bytes = store.content.space()?.bytes_free.saturating_sub(before);
     Ok(done)
-}
-
-/// The config that a kept manifest names.
-fn config_of(store: &Store, manifest: &Digest) -> Option<Digest> {
-    let bytes = store.content.get_blob(manifest, molt_oci::Limits::default().manifest).ok()??;
-    let manifest: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
-    manifest.get("config")?.get("digest")?.as_str()?.parse().ok()
 }

@@ -16,7 +16,7 @@ use molt_core::{
 };
 use molt_policy::Lowered;
 
-use super::{Context, Fault, plan::Policy};
+use super::{Context, Fault, image::Chosen, plan::Policy};
 
 /// Lowers the policy for this kernel.
 pub(crate) fn lowered(
@@ -27,9 +27,10 @@ pub(crate) fn lowered(
     env: &BTreeMap<String, String>,
 ) -> Result<Lowered, Fault> {
     let spec = &context.spec;
-    let ports = proxy_ports(&spec.workload.env, env);
+    let chosen = Chosen::of(context.store.as_deref(), record);
+    let ports = proxy_ports(&spec.workload.env, &chosen, env);
     let workdir = record.program.cwd.as_str();
-    let shown: Vec<String> = if spec.workload.working_dir.as_deref() == Some(workdir) {
+    let shown: Vec<String> = if spec.workload.working_dir.as_deref() == Some(workdir) || chosen.folder(workdir) {
         Vec::new()
     } else {
         mounts(context).into_iter().map(|mount| mount.path).collect()
@@ -57,12 +58,14 @@ pub(crate) fn lowered(
     if lowered.unmet.is_empty() { Ok(lowered) } else { Err(Fault::new(Code::PolicyUnmet, lowered.unmet.join("; "))) }
 }
 
-/// Ports of the egress proxy, from the variables programs take it from: those that the spec gives, and the workload has.
-/// An image's own open no port.
-fn proxy_ports(given: &[EnvVar], env: &BTreeMap<String, String>) -> Vec<u16> {
+/// Ports of the egress proxy, from the variables programs take it from, as the operator gave them: in the spec of now, in the
+/// one that the generation was staged with, or to the container itself. An image's own open no port.
+fn proxy_ports(given: &[EnvVar], chosen: &Chosen, env: &BTreeMap<String, String>) -> Vec<u16> {
     let names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
-    let ours = given.iter().filter(|var| names.contains(&var.name.as_str()) && env.get(&var.name) == Some(&var.value));
-    ours.filter_map(|var| var.value.trim_end_matches('/').rsplit(':').next()?.parse().ok()).collect()
+    let values = names.into_iter().filter_map(|name| Some((name, env.get(name)?)));
+    let said = |name: &str, value: &str| given.iter().any(|var| var.name == name && var.value == *value);
+    let ours = values.filter(|(name, value)| said(name, value) || chosen.variable(name, value));
+    ours.filter_map(|(_, value)| value.trim_end_matches('/').rsplit(':').next()?.parse().ok()).collect()
 }
 
 /// What becomes of each section of the policy here, for `molt status`.
@@ -201,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_proxy_of_the_spec_opens_its_port() {
+    fn only_a_proxy_that_the_operator_named_opens_its_port() {
         let var = |name: &str, value: &str| EnvVar { name: name.to_owned(), value: value.to_owned() };
         let env: BTreeMap<String, String> = [
             ("HTTP_PROXY", "http://egress:3128/"),
@@ -211,7 +214,21 @@ mod tests {
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into();
-        assert_eq!(proxy_ports(&[], &env), [0u16; 0], "the image's own");
+        let of_image = |env: &[&str]| {
+            let env = env.iter().map(|&pair| pair.to_owned()).collect();
+            Chosen::NotBy(Box::new(molt_oci::ImageConfig { env, ..molt_oci::ImageConfig::default() }))
+        };
+        let own = of_image(&[
+            "HTTP_PROXY=http://egress:3128/",
+            "https_proxy=http://egress:3129",
+            "ALL_PROXY=socks5://10.0.0.1:22",
+        ]);
+        assert_eq!(proxy_ports(&[], &own, &env), [0u16; 0], "the image's own");
+        assert_eq!(proxy_ports(&[], &Chosen::Unknown, &env), [0u16; 0], "nobody knows whose");
+        // The spec was another one when the generation was staged: what it has is not the image's own.
+        let older = of_image(&["HTTP_PROXY=http://other:1/", "ALL_PROXY=socks5://10.0.0.1:22"]);
+        assert_eq!(proxy_ports(&[], &older, &env), [3128, 3129]);
+        assert_eq!(proxy_ports(&[], &Chosen::ByOperator, &env), [3128, 3129, 22], "the container's own");
         let given = [
             var("HTTP_PROXY", "http://egress:3128/"),
             var("https_proxy", "http://egress:3129"),
@@ -219,6 +236,6 @@ mod tests {
             var("PORT", "http://x:8080"),
             var("http_proxy", "egress"),
         ];
-        assert_eq!(proxy_ports(&given, &env), [3128, 3129]);
+        assert_eq!(proxy_ports(&given, &own, &env), [3128, 3129]);
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod confine;
 pub(crate) mod difference;
 pub(crate) mod fetch;
 pub(crate) mod hook;
+mod image;
 pub(crate) mod plan;
 pub(crate) mod prove;
 pub(crate) mod quiesce;

@@ -12,7 +12,7 @@ use std::{
 use molt_core::{code::Code, generation::Record, ids::Generation};
 use molt_oci::XattrNamespace;
 use rustix::{
-    fs::{Mode, OFlags, fgetxattr, mkdirat, openat},
+    fs::{Mode, OFlags, StatVfsMountFlags, fgetxattr, fstatvfs, mkdirat, openat},
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag,
@@ -70,7 +70,16 @@ pub(super) fn mount(store: &Store, parts: &Parts, record: &Record, ran: bool) ->
             lowers.insert(0, upper);
             build(&lowers, None, xattrs).map(|mount| (mount, true)).map_err(failed)
         }
-        built => built.map(|mount| (mount, false)).map_err(failed),
+        built => {
+            let mount = built.map_err(failed)?;
+            // The kernel says only in its log that it had no room for the work folder.
+            let flags = fstatvfs(&mount).map_err(|errno| failed(("look at the overlay of", errno)))?.f_flag;
+            let read_only = flags.contains(StatVfsMountFlags::RDONLY);
+            if read_only && !ran {
+                return Err(failed(("write to the overlay of", Errno::NOSPC)));
+            }
+            Ok((mount, read_only))
+        }
     }
 }
 

@@ -215,6 +215,12 @@ fn without_inodes(bed: &Bed) -> anyhow::Result<()> {
         let mut molt = setup.start()?;
         molt.expect(0, &["update", &bed.small("v2")?])?;
         ensure!(molt.sandbox.stop(SOON)? == 0);
+        if kernel == "99.0" {
+            // Not even what overlayfs removes first is there to be had again: it mounts read-only and says nothing.
+            for generation in [1, 2] {
+                fs::remove_dir(disk.path.join(format!("generations/{generation}/work/work")))?;
+            }
+        }
         fill_with_names(&disk.path)?;
         // What confines it is another thing now, and cannot be written down.
         spec["spec"]["workload"]["limits"] = json!({"nofile": 2048});
