@@ -13,6 +13,7 @@ use molt_core::{
     generation::Record,
     ids::{Generation, UpdateId},
     journal::{self, Slot},
+    machine::Wanted,
     spec::Spec,
     wire::{UpdateView, What},
 };
@@ -73,6 +74,13 @@ pub(super) fn past(
     let newest = past.iter().map(|view| view.id.0).max().unwrap_or(0).max(newest);
     slot.next_update = slot.next_update.max(newest + 1);
     (events, VecDeque::from(past))
+}
+
+/// A journal that is lost makes no wish of a text that stayed as it is; what changed meanwhile is asked for anew.
+pub(super) fn no_new_wish(slot: &mut Slot, wanted: Option<&Wanted>, facts: &Facts) {
+    if let Some(wanted) = wanted.filter(|_| facts.journal_reset.is_some() && slot.confirmed.is_some()) {
+        (slot.spec_image, slot.spec_policy) = wanted.texts;
+    }
 }
 
 /// What tells the store from every other one; made up for this start where there is none.

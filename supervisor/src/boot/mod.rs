@@ -143,10 +143,7 @@ async fn serve(
         .or_else(|error| refuse(125, format!("failed to watch signals: {error}")))?;
     let client = client(&taken.spec, reaped.clone())?;
     let wanted = taken.wanted();
-    // A journal that is lost makes no wish of a text that stayed as it is; what changed meanwhile is asked for anew.
-    if let Some(wanted) = wanted.as_ref().filter(|_| facts.journal_reset.is_some() && slot.confirmed.is_some()) {
-        (slot.spec_image, slot.spec_policy) = wanted.texts;
-    }
+    found::no_new_wish(&mut slot, wanted.as_ref(), &facts);
     let Taken { spec, policy, astray } = taken;
     if let Some(why) = astray {
         tracing::warn!("{why}; the annotations say nothing until that is mended");
