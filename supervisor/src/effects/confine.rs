@@ -228,7 +228,7 @@ mod tests {
         // The spec was another one when the generation was staged: what it has is not the image's own.
         let older = of_image(&["HTTP_PROXY=http://other:1/", "ALL_PROXY=socks5://10.0.0.1:22"]);
         assert_eq!(proxy_ports(&[], &older, &env), [3128, 3129]);
-        assert_eq!(proxy_ports(&[], &Chosen::ByOperator, &env), [3128, 3129, 22], "the container's own");
+        assert_eq!(proxy_ports(&[], &Chosen::ByOperator, &env), [3128, 22, 3129], "the container's own");
         let given = [
             var("HTTP_PROXY", "http://egress:3128/"),
             var("https_proxy", "http://egress:3129"),
