@@ -76,7 +76,8 @@ pub(super) fn past(
     (events, VecDeque::from(past))
 }
 
-/// A journal that is lost makes no wish of a text that stayed as it is; what changed meanwhile is asked for anew.
+/// A journal that is lost makes no wish of a text that stayed as it is. Nobody knows whether it did: what the spec says now
+/// counts as acted on, and who changed it meanwhile has to ask again.
 pub(super) fn no_new_wish(slot: &mut Slot, wanted: Option<&Wanted>, facts: &Facts) {
     if let Some(wanted) = wanted.filter(|_| facts.journal_reset.is_some() && slot.confirmed.is_some()) {
         (slot.spec_image, slot.spec_policy) = wanted.texts;

@@ -17,7 +17,7 @@ use molt_core::{
     code::Code,
     confined::InForce,
     generation::Record,
-    ids::{Generation, UpdateId},
+    ids::UpdateId,
     launch::{Failure, Fds, FromShim, Identity, LateMount, Launch, Limits, NAMESPACES, ProcMode, Report, VERSION},
     machine::{Event, Run},
     spec::UserRef,
@@ -33,12 +33,12 @@ use rustix::{
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::{Answers, Context, Fault, confine, plan::Policy};
+use super::{Answers, Context, Fault, confine, keep, plan::Policy};
 use crate::{
     api::Door,
     observe::output::Stream,
     preflight,
-    rootfs::{FULL, LetGoAside, RootError, Rootfs, Tree, users},
+    rootfs::{LetGoAside, RootError, Rootfs, Tree, users},
     timer::{Instant, timeout_at},
     workload::{
         door::Socket,
@@ -155,7 +155,7 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
     for message in notes {
         context.events.publish(order.update, What::Note { message });
     }
-    keep(context, &order, &in_force).await?;
+    keep::keep(context, &order, &in_force).await?;
     let init = Arc::new(init);
     if let Some(door) = door {
         let own =
@@ -225,47 +225,6 @@ async fn prepared(context: &Arc<Context>, order: &Order, deadline: Instant) -> R
 
 fn late(why: &str) -> Fault {
     Fault::new(Code::DeadlineExceeded, format!("not armed within {} s: {why}", ARMED_WITHIN.as_secs()))
-}
-
-/// Keeps what is in force beside the generation, and says in what it is wider than what was there: another spec, or a path
-/// that leads elsewhere. What ran before starts on a full or failing disk, too: only what a later update is compared with is
-/// older then.
-async fn keep(context: &Arc<Context>, order: &Order, in_force: &InForce) -> Result<(), Fault> {
-    let generation = order.record.generation;
-    let warn = |message: String| {
-        tracing::warn!("{message}");
-        context.events.publish(order.update, What::Warning { message });
-    };
-    if order.rootfs.read_only {
-        warn(FULL.to_owned());
-    }
-    match written(context, generation, in_force).await {
-        Ok(wider) => {
-            for more in wider {
-                warn(format!("generation {generation} may do more than when it was armed last: {more}"));
-            }
-            Ok(())
-        }
-        Err(fault) if matches!(order.against, Against::Nothing) => {
-            warn(format!("{}; what a later update is compared with may be older", fault.message));
-            Ok(())
-        }
-        Err(fault) => Err(fault),
-    }
-}
-
-/// Writes it; what is there already is not written again. In what it is wider, in words.
-async fn written(context: &Arc<Context>, generation: Generation, in_force: &InForce) -> Result<Vec<String>, Fault> {
-    let Some(store) = context.store.clone() else { return Ok(Vec::new()) };
-    let in_force = in_force.clone();
-    let kept = move || {
-        let before = store.confinement(generation);
-        store.keep_confinement(generation, &in_force)?;
-        let wider = before.map(|before| molt_policy::compare(&before, &in_force)).unwrap_or_default();
-        Ok(wider.iter().map(ToString::to_string).collect())
-    };
-    let ended = || Fault::new(Code::Internal, "keeping what is in force ended without a result");
-    crate::aside::run("keep", kept).await.ok_or_else(ended)?
 }
 
 /// The workload's standard streams, and the ends of them that PID 1 reads.

@@ -9,6 +9,7 @@ pub(crate) mod difference;
 pub(crate) mod fetch;
 pub(crate) mod hook;
 mod image;
+mod keep;
 pub(crate) mod plan;
 pub(crate) mod prove;
 pub(crate) mod quiesce;
