@@ -38,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         cargo.args(["--features", "planted"]);
     }
     for name in [
+        "CARGO_BUILD_BUILD_DIR",
         "CARGO_BUILD_RUSTFLAGS",
         "CARGO_ENCODED_RUSTFLAGS",
         "CARGO_TARGET_DIR",

@@ -22,7 +22,7 @@ pub use explain::{Line, Verdict, explain};
 pub use identity::RunAs;
 pub use lower::{Context, Lowered, MIN_ABI, lower, unconfined};
 pub use network::{Middleware, OnError, Selector};
-pub use parse::{MAX_BYTES, from_value, parse, schema};
+pub use parse::{MAX_BYTES, from_node, from_value, parse, schema};
 pub use schema::{
     AccessPreset, Binary, Compatibility, CredentialBinding, CredentialSigning, Endpoint, Enforcement, Filesystem,
     GraphqlOperation, JsonRpc, LandlockSection, Matching, Mcp, NetworkRule, PersistedQueries, Policy, Process,

@@ -28,7 +28,12 @@ pub fn parse(bytes: &[u8]) -> Result<Policy, Violations> {
 
 /// Reads a policy that stands inside another document, with the same checks but without places.
 pub fn from_value(value: &serde_json::Value) -> Result<Policy, Violations> {
-    document::convert::<Policy>(&Node::from_json(value), &RULES)?.and(validate::check)
+    from_node(&Node::from_json(value))
+}
+
+/// The same, with the places of that document.
+pub fn from_node(node: &Node) -> Result<Policy, Violations> {
+    document::convert::<Policy>(node, &RULES)?.and(validate::check)
 }
 
 /// JSON Schema (2020-12) of a policy.

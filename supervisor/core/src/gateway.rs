@@ -82,6 +82,9 @@ impl Want {
         if self.policy.as_ref().is_some_and(|policy| policy.len() > POLICY_BYTES) {
             return Err("the policy is longer than 1 MiB".to_owned());
         }
+        if self.policy.as_ref().is_some_and(|policy| policy.trim().is_empty()) {
+            return Err("the policy is empty: write it out, or leave it out to keep the one in force".to_owned());
+        }
         if self.reason.as_ref().is_some_and(|reason| reason.chars().count() > REASON) {
             return Err(format!("the reason is longer than {REASON} characters"));
         }
@@ -431,6 +434,8 @@ mod tests {
             r#"{"policy": "version: 1"}"#,
             r#"{"rollback": {}, "policy": "version: 1"}"#,
             r#"{"order": "a.b.c", "force": true}"#,
+            r#"{"image": "localhost/app:2", "policy": " \n"}"#,
+            r#"{"order": "a.b.c", "policy": ""}"#,
             r#"{"order": "\u00e4.b.c"}"#,
             r#"{"rollback": {}, "allowWider": true}"#,
             "{}",

@@ -1,8 +1,9 @@
 //! What unpacking in a process of its own costs: the same layout into a fresh store, by confined unpackers and in this
 //! process, by turns.
 //!
-//! In: `bench_unpack FILES BYTES gzip|zstd DIR ROUNDS UNPACKER`: a layer of so many files of so many bytes each is made; DIR
-//! is a folder for stores, UNPACKER the example `unpacker` or Molt's own file. Out: the medians and minima of both, the
+//! In: `bench_unpack FILES BYTES gzip|zstd DIR ROUNDS UNPACKER`: a layer of so many files of so many bytes each is made; or
+//! `bench_unpack LAYOUT DIR ROUNDS UNPACKER`: the image of an OCI layout. DIR is a folder for stores, UNPACKER the example
+//! `unpacker` or Molt's own file. Out: the medians and minima of both, the
 //! median of the ratios of neighbours, and the most memory (PSS) that an unpacker was seen to have. Must not: count the
 //! removal of a store.
 
@@ -11,7 +12,7 @@ use std::{
     fs::{self, File},
     io::Write as _,
     os::fd::AsFd as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -27,15 +28,25 @@ type Fallible<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> Fallible<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [files, bytes, packing, dir, rounds, program] = words.as_slice() else {
-        return Err("usage: bench_unpack FILES BYTES gzip|zstd DIR ROUNDS UNPACKER".into());
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let (layout, what, dir, rounds, program) = match words.as_slice() {
+        [files, bytes, packing, dir, rounds, program] => {
+            let layout = Path::new(dir).join("layout");
+            let packed = make(files.parse()?, bytes.parse()?, packing, &layout)?;
+            let what = format!("{files} files of {bytes} bytes, {packing}, {} kB packed", packed / 1000);
+            (layout, what, dir, rounds, program)
+        }
+        [layout, dir, rounds, program] => (PathBuf::from(layout), (*layout).to_owned(), dir, rounds, program),
+        _ => return Err(
+            "usage: bench_unpack FILES BYTES gzip|zstd DIR ROUNDS UNPACKER, or bench_unpack LAYOUT DIR ROUNDS UNPACKER"
+                .into(),
+        ),
     };
     let dir = Path::new(dir);
-    let packed = make(files.parse()?, bytes.parse()?, packing, &dir.join("layout"))?;
     let client = || Client::new(&Registries::default(), Limits::default());
     let unpacker = Arc::new(Unpacker::new(File::open(program)?.as_fd(), |_| None)?);
     let (apart, here) = (client()?.confined(unpacker), client()?);
-    let reference: ImageRef = format!("oci:{}", dir.join("layout").display()).parse()?;
+    let reference: ImageRef = format!("oci:{}", layout.display()).parse()?;
     let (mut ours, mut theirs, mut ratios, mut memory) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let (mut ours_cpu, mut theirs_cpu) = (Vec::new(), Vec::new());
     for round in 0..rounds.parse::<usize>()? {
@@ -58,11 +69,14 @@ fn main() -> Fallible<()> {
         memory = looking.join().map_err(|_| "the one who looked is gone")?;
         done.map(drop)
     })?;
-    fs::remove_dir_all(dir.join("layout"))?;
+    let made = dir.join("layout");
+    if layout == made {
+        fs::remove_dir_all(made)?;
+    }
     if !apart.degraded().is_empty() {
         return Err(apart.degraded().join("; ").into());
     }
-    println!("{files} files of {bytes} bytes, {packing}, {} kB packed, {rounds} rounds", packed / 1000);
+    println!("{what}, {rounds} rounds");
     for (name, wall, cpu) in [("confined", &ours, &ours_cpu), ("in one process", &theirs, &theirs_cpu)] {
         let (median, best, cpu) = (middle(wall), least(wall), middle(cpu));
         println!("{name:<15} median {median:.1} ms, least {best:.1} ms, processor time {cpu:.0} ms");

@@ -13,6 +13,9 @@ use crate::{
     error::{Error, Result},
 };
 
+/// Longest `User`, `os`, `architecture` and `variant`, in bytes: they are told to people, and longer ones are none.
+const WORD: usize = 256;
+
 /// What an image says about how to run it. Missing and null fields are empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -86,8 +89,11 @@ impl ImageConfig {
     /// Reads a config of an OCI or docker image. The diff ids are those of its layers, bottom first.
     pub fn parse(what: &str, bytes: &[u8]) -> Result<(Self, Vec<DiffId>)> {
         let refuse = |why: String| Error::manifest(format!("the config of {what}"), why);
-        let document: Document =
-            serde_json::from_slice(bytes).map_err(|error| refuse(format!("not an image config: {error}")))?;
+        let document: Document = serde_json::from_slice(bytes).map_err(|error| {
+            // It quotes what it found.
+            let error: String = error.to_string().chars().take(WORD).collect();
+            refuse(format!("not an image config: {error}"))
+        })?;
         if document.rootfs.kind != "layers" {
             return Err(refuse("its rootfs is not made of layers".to_owned()));
         }
@@ -116,6 +122,12 @@ impl ImageConfig {
         let texts = config.env.iter().chain(&config.entrypoint).chain(&config.cmd).chain(&config.volumes);
         if texts.chain([&config.user, &config.working_dir]).any(|text| text.contains('\0')) {
             return Err(refuse("a NUL byte in its command, environment, user or paths".to_owned()));
+        }
+        let variant = config.variant.as_ref().map(|variant| ("variant", variant));
+        let words = [("User", &config.user), ("os", &config.os), ("architecture", &config.architecture)];
+        if let Some((name, word)) = words.into_iter().chain(variant).find(|(_, word)| word.len() > WORD) {
+            let (length, begins) = (word.len(), crate::error::show(word.as_bytes()));
+            return Err(refuse(format!("its {name} has {length} bytes, more than {WORD}, and begins with '{begins}'")));
         }
         Ok((config, document.rootfs.diff_ids.unwrap_or_default()))
     }
@@ -148,6 +160,32 @@ mod tests {
             r#"{"os":"linux","os":"windows","architecture":"amd64","rootfs":{"type":"layers"}}"#,
         ] {
             assert!(ImageConfig::parse("x", json.as_bytes()).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn words_that_are_told_to_people_are_no_books() {
+        let parse = |name: &str, length: usize| {
+            let mut document =
+                serde_json::json!({"os": "linux", "architecture": "amd64", "config": {}, "rootfs": {"type": "layers"}});
+            let word = serde_json::json!("\u{1}".repeat(length));
+            match name {
+                "User" => document["config"][name] = word,
+                _ => document[name] = word,
+            }
+            ImageConfig::parse("x", document.to_string().as_bytes())
+        };
+        let book = serde_json::json!("x".repeat(1 << 20)).to_string();
+        let said = ImageConfig::parse("x", book.as_bytes()).unwrap_err().to_string();
+        assert!(said.contains(": not an image config: ") && said.len() < 400, "{}", said.len());
+        for name in ["User", "os", "architecture", "variant"] {
+            assert!(parse(name, 256).is_ok());
+            let error = parse(name, 1 << 20).unwrap_err();
+            assert_eq!(error.code(), molt_core::code::Code::ManifestInvalid);
+            let said = error.to_string();
+            let wanted =
+                format!("read the config of x: its {name} has 1048576 bytes, more than 256, and begins with '");
+            assert!(said.starts_with(&wanted) && said.len() < 2048, "{said}");
         }
     }
 }

@@ -28,6 +28,8 @@ use crate::command::{Command, Handle, Reply};
 const REASON: usize = 512;
 /// Owner of a hold where none is named.
 const OWNER: &str = "operator";
+/// Owner of the hold that the workload asks for on its own socket, and may end there: nobody else's is called that.
+const WORKLOAD: &str = "workload";
 /// Longest name of an owner, in bytes.
 const OWNER_BYTES: usize = 64;
 /// Longest hold: what is to last longer is another setting, not a hold.
@@ -45,8 +47,8 @@ pub(crate) struct HoldRequest {
     /// Why, in the asker's words; at most 512 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
-    /// Whose it is, 1 to 64 characters of visible ASCII; `operator` where absent. The same owner may ask again, which
-    /// begins its time anew; while another one's hold lasts the answer is 409.
+    /// Whose it is, 1 to 64 characters of visible ASCII; `operator` where absent, and never `workload`. The same owner may
+    /// ask again, which begins its time anew; while another one's hold lasts the answer is 409.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) owner: Option<String>,
 }
@@ -163,6 +165,10 @@ pub(super) async fn hold(
         return Err(Refused::new(Code::Invalid, "a hold lasts from 1 ms to 366 days; DELETE /v1/hold ends one"));
     }
     let owner = owner(request.owner)?.unwrap_or_else(|| OWNER.to_owned());
+    if owner == WORKLOAD {
+        let why = "the owner 'workload' is the workload's own, which could end the hold: name another owner";
+        return Err(Refused::new(Code::Invalid, why));
+    }
     let (by, reason) = (peer.by(), request.reason);
     let hold = ask(&handle, |reply| Command::Hold { owner, ttl_ms, reason, by, reply }).await?;
     Ok(json(StatusCode::OK, &hold))

@@ -13,6 +13,7 @@ use std::{
         unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
     },
     path::Path,
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -37,7 +38,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::{answer::Refused, peer, routes};
+use super::{answer::Refused, peer, routes, stuck::Watched};
 use crate::command::Handle;
 
 /// Requests served at once. A connection that has not sent the whole head of a request yet has to go when another one comes
@@ -50,6 +51,10 @@ const EXECS: usize = 12;
 /// Connections that are only told why they are refused, at once; more are closed without a word.
 const REFUSALS: usize = 4;
 const HEADER_TIME: Duration = Duration::from_secs(5);
+/// How long a connection may take that is no stream: its head, its answer, and the sending of that.
+const WHOLE_TIME: Duration = Duration::from_mins(2);
+/// How long a peer may take nothing of what is written to it, a stream's too; not that of a command.
+pub(super) const STUCK_TIME: Duration = Duration::from_secs(30);
 const REFUSAL_TIME: Duration = Duration::from_secs(2);
 /// The first pause after a connection could not be taken.
 const SHORTEST: Duration = Duration::from_millis(1);
@@ -122,7 +127,7 @@ pub(super) async fn serve_user(handle: Handle, listener: UnixListener, operator:
         let refused = match (admitted, place) {
             (Ok(peer), Some(slot)) => {
                 let begun = Arc::new(AtomicBool::new(false));
-                let slot = Slot { connection: Arc::new(Mutex::new(Some(slot))), places: places.clone() };
+                let slot = Slot::among(Some(slot), places.clone());
                 let task = tokio::spawn(connection(stream, router.clone(), slot, peer, Arc::clone(&begun)));
                 heads.await_one(begun, task.abort_handle());
                 continue;
@@ -217,14 +222,34 @@ pub(super) async fn connection(
     peer: peer::Peer,
     begun: Arc<AtomicBool>,
 ) {
+    let stream = Watched::new(stream, STUCK_TIME, Arc::clone(&slot.patient));
+    let held = Arc::clone(&slot.connection);
     // The upgraded half of an exec lives on in a task of its own; its slot is held there too.
     let router = TowerToHyperService::new(router.layer(axum::Extension(slot)).layer(axum::Extension(peer)));
     let service = hyper::service::service_fn(move |request| {
         begun.store(true, Ordering::Relaxed);
         hyper::service::Service::call(&router, request)
     });
-    if let Err(error) = http().serve_connection(TokioIo::new(stream), service).with_upgrades().await {
-        tracing::debug!(%error, "a connection ended early");
+    let serving = http().serve_connection(TokioIo::new(stream), service).with_upgrades();
+    match in_time(serving, WHOLE_TIME, || held.lock().unwrap_or_else(PoisonError::into_inner).is_none()).await {
+        Some(Ok(())) => {}
+        Some(Err(error)) => tracing::debug!(%error, "a connection ended early"),
+        None => tracing::debug!("a connection was ended: its peer was too slow"),
+    }
+}
+
+/// What `serving` gives, unless it is not done within `limit` and is no stream then.
+pub(super) async fn in_time<T>(
+    serving: impl Future<Output = T>,
+    limit: Duration,
+    is_stream: impl Fn() -> bool,
+) -> Option<T> {
+    let mut serving = pin!(serving);
+    match tokio::time::timeout(limit, &mut serving).await {
+        Ok(done) => Some(done),
+        // It lasts for as long as its reader reads.
+        Err(_) if is_stream() => Some(serving.await),
+        Err(_) => None,
     }
 }
 
@@ -232,7 +257,7 @@ pub(super) async fn connection(
 #[cfg(feature = "fuzzing")]
 pub(crate) async fn serve_one(handle: Handle, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     let one = || Arc::new(Semaphore::new(1));
-    let slot = Slot { connection: Arc::default(), places: Places { streams: one(), execs: one() } };
+    let slot = Slot::among(None, Places { streams: one(), execs: one() });
     connection(stream, routes::router(handle), slot, peer::Peer::UNSEEN, Arc::default()).await;
 }
 
@@ -248,6 +273,8 @@ struct Places {
 pub(super) struct Slot {
     connection: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
     places: Places,
+    /// Whether the peer may stop reading for as long as it likes.
+    patient: Arc<AtomicBool>,
 }
 
 /// A place among the streams, or among the commands.
@@ -257,8 +284,11 @@ pub(super) struct StreamSlot(#[expect(dead_code, reason = "held, not read")] Own
 impl Slot {
     /// A connection's place, with places for streams; it runs no commands.
     pub(super) fn new(connection: OwnedSemaphorePermit, streams: Arc<Semaphore>) -> Self {
-        let places = Places { streams, execs: Arc::new(Semaphore::new(0)) };
-        Self { connection: Arc::new(Mutex::new(Some(connection))), places }
+        Self::among(Some(connection), Places { streams, execs: Arc::new(Semaphore::new(0)) })
+    }
+
+    fn among(connection: Option<OwnedSemaphorePermit>, places: Places) -> Self {
+        Self { connection: Arc::new(Mutex::new(connection)), places, patient: Arc::default() }
     }
 
     /// Makes the connection a stream, for as long as the answer is held.
@@ -267,9 +297,10 @@ impl Slot {
         self.become_one(free, "streams")
     }
 
-    /// Makes the connection that of a command.
+    /// Makes the connection that of a command. Whoever does not read its output stops it, and loses nothing.
     pub(super) fn exec(self) -> Result<StreamSlot, Refused> {
         let free = Arc::clone(&self.places.execs).try_acquire_owned();
+        self.patient.store(free.is_ok(), Ordering::Relaxed);
         self.become_one(free, "commands")
     }
 

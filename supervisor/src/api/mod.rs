@@ -21,6 +21,7 @@ mod read;
 mod routes;
 pub(crate) mod san;
 mod stream;
+mod stuck;
 mod terms;
 mod tls;
 
@@ -30,6 +31,8 @@ pub(crate) mod fake;
 #[cfg(all(not(test), feature = "fuzzing"))]
 pub(crate) mod fake;
 #[cfg(test)]
+mod slow_tests;
+#[cfg(test)]
 pub(crate) mod tests;
 
 pub(crate) use change::HoldRequest;
@@ -38,7 +41,7 @@ pub(crate) use listen::serve_one;
 pub(crate) use listen::{bind, serve};
 pub(crate) use own::serve as serve_own;
 pub(crate) use peer::Door;
-pub(crate) use read::Health;
+pub(crate) use read::{Health, hide};
 pub(crate) use tls::Tls;
 
 /// Media type of a stream of JSON documents, one a line.

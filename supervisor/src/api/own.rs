@@ -27,7 +27,7 @@ use super::{
     change::{HoldRequest, accepted, ask, reason},
     listen, orders,
     peer::{self, Door, Peer},
-    routes,
+    read, routes,
 };
 use crate::command::{Command, Handle, Wish};
 
@@ -106,7 +106,7 @@ async fn wish(handle: &Handle, peer: &Peer, wish: Wish) -> Answer {
 }
 
 async fn status(State(handle): State<Handle>, Extension(peer): Extension<Peer>) -> Response {
-    let view = Arc::clone(&handle.view.borrow());
+    let view = read::view(&handle);
     let (document, status) = (&view.document, &view.document.status);
     let own = match peer {
         Peer::Workload { generation, .. } => Some(generation),
@@ -177,5 +177,27 @@ pub(crate) async fn serve(handle: Handle, listener: UnixListener, door: Door) {
             Err(error) => tracing::debug!(%error, "the workload's socket takes no connection for now"),
         }
         crate::timer::sleep(PACE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::fake;
+
+    /// No snapshot is made from the first signal to the exit.
+    #[tokio::test]
+    async fn a_workload_that_is_told_to_stop_sees_that_it_is_not_ready() {
+        let handle = fake::start();
+        let peer = Peer::Workload { instance: 1, generation: molt_core::ids::Generation(1), pid: 1 };
+        let seen = async || {
+            let body = status(State(handle.clone()), Extension(peer.clone())).await.into_body();
+            let bytes = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+            let seen: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+            (seen["phase"].as_str().unwrap().to_owned(), seen["ready"] == true)
+        };
+        assert_eq!(seen().await, ("Idle".to_owned(), true));
+        handle.now.set(PhaseName::Quiescing, false);
+        assert_eq!(seen().await, ("Quiescing".to_owned(), false));
     }
 }

@@ -38,7 +38,7 @@ pub(crate) struct Health {
 }
 
 /// The snapshot, put right where the gap kept it from being made anew.
-fn view(handle: &Handle) -> Arc<View> {
+pub(super) fn view(handle: &Handle) -> Arc<View> {
     let mut view = Arc::clone(&handle.view.borrow());
     let status = &view.document.status;
     if (status.phase, status.workload.ready) != (handle.now.phase(), handle.now.ready()) {
@@ -47,8 +47,8 @@ fn view(handle: &Handle) -> Arc<View> {
     view
 }
 
-/// Takes the values of the workload's environment out of a spec.
-fn hide(spec: &mut serde_json::Value) {
+/// Takes the values of the workload's environment out of a spec, as it is shown to whoever is not root of the sandbox.
+pub(crate) fn hide(spec: &mut serde_json::Value) {
     let env = spec.pointer_mut("/workload/env").and_then(serde_json::Value::as_array_mut);
     for variable in env.into_iter().flatten().filter_map(serde_json::Value::as_object_mut) {
         variable.remove("value");

@@ -143,3 +143,35 @@ async fn no_browsers(request: Request, next: Next) -> Response {
     }
     next.run(request).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::openapi;
+
+    /// Every operation is in the row of the role that it wants, and in no other one.
+    #[test]
+    fn the_page_says_who_may_ask_for_what() {
+        let page = include_str!("../../../docs/API.md");
+        let rows = [
+            ("| `read` |", Need::Role(Role::Read)),
+            ("| `update` |", Need::Role(Role::Update)),
+            ("| the operator's alone |", Need::Operator),
+        ];
+        let rows = rows.map(|(begin, need)| (page.lines().find(|line| line.starts_with(begin)).unwrap(), need));
+        let document = openapi::document();
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            for method in operations.as_object().unwrap().keys() {
+                let method: Method = method.to_uppercase().parse().unwrap();
+                let told = format!("`{method} {path}`");
+                let found: Vec<Need> =
+                    rows.iter().filter(|(row, _)| row.contains(&told)).map(|(_, need)| *need).collect();
+                assert_eq!(found, [need(&method, path)], "{told}");
+            }
+        }
+        let many: usize = rows.iter().map(|(row, _)| row.matches(" /").count()).sum();
+        let all: usize =
+            document["paths"].as_object().unwrap().values().map(|one| one.as_object().unwrap().len()).sum();
+        assert_eq!(many, all, "the page has what is not served");
+    }
+}

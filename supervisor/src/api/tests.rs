@@ -153,6 +153,7 @@ async fn wrong_requests_get_problem_documents() {
         (Method::POST, "/v1/updates?dryrun=all", Some(serde_json::json!({"image": "localhost/a"})), 400, Code::Invalid),
         (Method::POST, "/v1/rollback", Some(serde_json::json!({"reason": long})), 400, Code::Invalid),
         (Method::PUT, "/v1/hold", Some(serde_json::json!({"ttlMs": 0})), 400, Code::Invalid),
+        (Method::PUT, "/v1/hold", Some(serde_json::json!({"owner": "workload"})), 400, Code::Invalid),
         (Method::GET, "/v1/events?after=x", None, 400, Code::Invalid),
         (Method::GET, "/v1/logs?folow=1", None, 400, Code::Invalid),
         (Method::POST, "/v1/exec", Some(serde_json::json!({"argv": ["true"]})), 426, Code::Invalid),

@@ -24,7 +24,7 @@ use rustls::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Semaphore, watch},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
@@ -45,7 +45,7 @@ use crate::{
 const CONNECTIONS: usize = 16;
 /// Of these, how many may be streams.
 const STREAMS: usize = 8;
-/// Handshakes under way.
+/// Handshakes under way, and connections that are only told why they are refused.
 const HANDSHAKES: usize = 32;
 /// How long one may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -144,9 +144,10 @@ impl Tls {
             let (router, allow) = (router.clone(), Arc::clone(&allow));
             let (slots, streams) = (Arc::clone(&slots), Arc::clone(&streams));
             tokio::spawn(async move {
-                let Some(stream) = shake(stream, acceptor, place).await else { return };
+                let Some(stream) = shake(stream, acceptor).await else { return };
                 match (admit(&stream, &allow), slots.try_acquire_owned()) {
                     (Ok(peer), Ok(slot)) => {
+                        drop(place);
                         listen::connection(stream, router, listen::Slot::new(slot, streams), peer, Arc::default())
                             .await;
                     }
@@ -185,7 +186,7 @@ async fn rotate(files: Files, current: watch::Sender<Arc<ServerConfig>>) {
     }
 }
 
-async fn shake(stream: TcpStream, acceptor: TlsAcceptor, _place: OwnedSemaphorePermit) -> Option<TlsStream<TcpStream>> {
+async fn shake(stream: TcpStream, acceptor: TlsAcceptor) -> Option<TlsStream<TcpStream>> {
     let _ = stream.set_nodelay(true);
     match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => Some(stream),

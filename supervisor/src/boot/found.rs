@@ -14,6 +14,7 @@ use molt_core::{
     ids::{Generation, UpdateId},
     journal::{self, Slot},
     machine::Wanted,
+    memory::UnderWay,
     spec::Spec,
     wire::{UpdateView, What},
 };
@@ -60,7 +61,9 @@ pub(super) fn past(
     let newest = remembered.newest().max(interrupted.iter().map(|one| one.update.0).max().unwrap_or(0));
     let resumed = slot.trial.as_ref().map(|trial| trial.update);
     let interrupted = interrupted.iter().filter(|one| !seen.contains(&one.update) && resumed != Some(one.update));
-    let interrupted: Vec<UpdateView> = interrupted.map(|one| history::interrupted(one, slot)).collect();
+    let mut interrupted: Vec<UpdateView> = interrupted.map(|one| history::interrupted(one, slot)).collect();
+    let newer = seen.iter().chain(&resumed).map(|id| id.0).chain(interrupted.iter().map(|view| view.id.0));
+    interrupted.extend(key_alone(remembered.newest(), newer.max().unwrap_or(0), slot));
     // Before anybody hears of an event.
     remembered.number(events.last());
     for mut record in lost.into_iter().chain(interrupted) {
@@ -74,6 +77,27 @@ pub(super) fn past(
     let newest = past.iter().map(|view| view.id.0).max().unwrap_or(0).max(newest);
     slot.next_update = slot.next_update.max(newest + 1);
     (events, VecDeque::from(past))
+}
+
+/// A request whose key is the only thing that is known of it: Molt was killed between two writes, before anybody was told
+/// its number. Whoever comes again with the key is told that number, and there is an end to be had under it.
+fn key_alone(newest_key: u64, newest: u64, slot: &Slot) -> Option<UpdateView> {
+    let verdict = slot.verdict.as_ref().map(|verdict| verdict.update.0);
+    let revision = slot.revision.as_ref().map(|revision| revision.update.0);
+    if newest_key <= [Some(newest), verdict, revision].into_iter().flatten().max().unwrap_or(0) {
+        return None;
+    }
+    let request = UnderWay {
+        update: UpdateId(newest_key),
+        kind: "update".to_owned(),
+        image: None,
+        by: "a request with an Idempotency-Key".to_owned(),
+        note: None,
+        since_ms: crate::clock::unix_ms(),
+    };
+    let message = "molt was killed as it took this request, before it wrote down what was asked for; nothing was done: ask \
+                   again, with a new Idempotency-Key";
+    Some(UpdateView { message: message.to_owned(), ..history::interrupted(&request, slot) })
 }
 
 /// A journal that is lost makes no wish of a text that stayed as it is. Nobody knows whether it did: what the spec says now
@@ -144,4 +168,92 @@ pub(super) fn read_journal(store: Option<&Store>, facts: &mut Facts) -> Result<J
         facts.not_durable.push(message);
     }
     Ok((Some(journal), recovered.slot, known))
+}
+
+#[cfg(test)]
+mod tests {
+    use molt_core::{
+        code::Code,
+        journal::{Trial, Verdict},
+        wire::Outcome,
+    };
+
+    use super::*;
+    use crate::store::history::History;
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("molt-found-{name}-{}", std::process::id()));
+            std::fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+
+        /// A start over what is there: what came of requests, oldest first, and the number that is given out next.
+        fn start(&self, slot: &Slot) -> (Vec<UpdateView>, u64) {
+            let store = Store::open(&self.0).unwrap();
+            let audit = Audit::resume(History::open(&store.dir).unwrap());
+            let (mut remembered, mut slot) = (Remembered::open(Some(&store)), slot.clone());
+            let (_, past) = past(&mut slot, &BTreeMap::new(), &audit, &mut remembered, &Spec::default(), "");
+            (past.into(), slot.next_update)
+        }
+
+        /// As `Dispatcher::on` and `Dispatcher::remember` write it.
+        fn asked(&self, id: u64, under_way: Option<UnderWay>) {
+            let store = Store::open(&self.0).unwrap();
+            let mut remembered = Remembered::open(Some(&store));
+            remembered.remember([u8::try_from(id).unwrap(); 32], [2; 32], UpdateId(id)).unwrap();
+            remembered.facts.under_way = under_way.into_iter().collect();
+            remembered.save().unwrap();
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            std::fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    fn ids(past: &[UpdateView]) -> Vec<u64> {
+        past.iter().map(|view| view.id.0).collect()
+    }
+
+    #[test]
+    fn a_request_of_which_the_key_alone_is_known_has_an_end_and_only_one() {
+        let folder = Folder::new("key");
+        let slot = Slot { confirmed: Some(Generation(3)), next_update: 7, ..Slot::first() };
+        folder.asked(7, None);
+        for _ in 0..2 {
+            let (past, next) = folder.start(&slot);
+            assert_eq!((ids(&past), next), (vec![7], 8));
+            assert_eq!((past[0].outcome, past[0].reason), (Some(Outcome::Aborted), Some(Code::Interrupted)));
+            assert!(past[0].message.contains("with a new Idempotency-Key"), "{}", past[0].message);
+        }
+        // Of the next one more is known.
+        let (kind, by) = ("rollback".to_owned(), "uid 0".to_owned());
+        folder.asked(9, Some(UnderWay { update: UpdateId(9), kind, image: None, by, note: None, since_ms: 1 }));
+        let (past, next) = folder.start(&slot);
+        assert_eq!((ids(&past), next, past[1].kind.as_str()), (vec![7, 9], 10, "rollback"));
+    }
+
+    #[test]
+    fn a_keyed_request_that_came_to_its_trial_or_to_its_end_has_no_other_end() {
+        let folder = Folder::new("known");
+        folder.asked(7, None);
+        let trial = Trial {
+            generation: Generation(4),
+            update: UpdateId(7),
+            rollback: false,
+            boot_id: String::new(),
+            clean_stop: true,
+            suspect: false,
+        };
+        let slot = Slot { trial: Some(trial), ..Slot::first() };
+        assert_eq!(folder.start(&slot), (vec![], 8));
+        let verdict = Verdict { update: UpdateId(7), kind: "update".to_owned(), outcome: Outcome::Confirmed };
+        let slot = Slot { confirmed: Some(Generation(3)), verdict: Some(verdict), ..Slot::first() };
+        let (past, _) = folder.start(&slot);
+        assert_eq!((ids(&past), past[0].outcome), (vec![7], Some(Outcome::Confirmed)));
+    }
 }

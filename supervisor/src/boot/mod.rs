@@ -259,6 +259,9 @@ fn admit(
 
 /// A key in the spec that is none is a mistake; a file may still come, and is read for each order.
 fn check_keys(spec: &Spec) -> Result<(), Refusal> {
+    if let Some(note) = spec.orders.shared_audience(&spec.name) {
+        tracing::warn!("{note}");
+    }
     for (index, key) in spec.orders.keys.iter().enumerate() {
         let Err(why) = crate::triggers::order::key::Key::of(key) else { continue };
         if key.key.is_some() {

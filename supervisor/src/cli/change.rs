@@ -212,7 +212,7 @@ async fn end(
     }
     if status != 0 {
         if !view.message.is_empty() {
-            say(&text::clean(&view.message));
+            say(&text::block(&view.message));
         }
         let bad = client.get::<Vec<BadView>>("/v1/bad").await.unwrap_or_default();
         let digest = bad.iter().find(|bad| bad.update == view.id).map(|bad| bad.digest);

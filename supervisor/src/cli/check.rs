@@ -19,10 +19,32 @@ use super::{
     print::{Printer, Tone, say},
     text,
 };
+use crate::triggers::spec::{beside, document, policy_file};
 
 /// `molt spec check`.
 pub(crate) fn spec(printer: Printer, file: &Path) -> Result<u8, Fault> {
-    report(printer, file, spec::parse(&read(file)?).err())
+    let (faults, notes) = examined(file, &read(file)?);
+    for note in notes {
+        printer.hint(&format!("note: {}", text::clean(&note)));
+    }
+    report(printer, file, faults)
+}
+
+/// The faults of the spec in `file`, which are those that a start has with it, and what is no fault.
+fn examined(file: &Path, spec: &str) -> (Option<Violations>, Vec<String>) {
+    let mut notes = Vec::new();
+    let faults = document(spec, |spec, places| {
+        notes.extend(spec.orders.shared_audience(&spec.name));
+        let Some(named) = &spec.policy_file else { return Violations::default() };
+        let policy = beside(file, named);
+        if !policy.try_exists().is_ok_and(|exists| exists) {
+            notes.push(format!("spec.policyFile: {} is not here, and was not looked at", policy.display()));
+            return Violations::default();
+        }
+        let faults = policy_file(&policy).err().unwrap_or_default();
+        Violations(faults.into_iter().map(|why| places.violation("spec.policyFile", why)).collect())
+    });
+    (faults.err(), notes)
 }
 
 /// `molt spec schema`.
@@ -149,6 +171,71 @@ mod tests {
     fn difference(old: &str, new: &str) -> Difference {
         let of = |text: &str| molt_policy::parse(format!("version: 1\n{text}").as_bytes()).unwrap();
         Difference::between(&of(old), &of(new))
+    }
+
+    const HEAD: &str = "apiVersion: molt.dev/v1alpha1\nkind: Sandbox\nspec:\n";
+
+    /// What is said of a spec in `folder`: faults, notes.
+    fn said(folder: &Path, spec: &str) -> (Vec<String>, Vec<String>) {
+        let (faults, notes) = examined(&folder.join("sandbox.yaml"), &format!("{HEAD}{spec}"));
+        (faults.unwrap_or_default().0.iter().map(ToString::to_string).collect(), notes)
+    }
+
+    #[test]
+    fn what_a_start_refuses_is_not_fine() {
+        let folder = Path::new("/nowhere");
+        let (faults, _) =
+            said(folder, "  policy: {version: 1, filesystem_policy: {include_workdir: 3, read_onlyy: []}}");
+        assert_eq!(
+            faults,
+            [
+                "4:61: spec.policy.filesystem_policy.include_workdir: must be true or false",
+                "4:64: spec.policy.filesystem_policy.read_onlyy: unknown field; did you mean 'read_only'?",
+            ]
+        );
+        let (faults, _) = said(folder, "  policy: {filesystem_policy: {read_only: [usr]}}");
+        assert_eq!(faults.len(), 2, "form and meaning at once: {faults:?}");
+        let (faults, _) =
+            said(folder, "  orders: {keys: [{id: a, algorithm: EdDSA, key: nonsense, operations: [update]}]}");
+        assert_eq!(faults, ["4:50: spec.orders.keys[0].key: it must be one PEM block 'PUBLIC KEY', or a JWK"]);
+        let (faults, _) = said(folder, "  gateway: {url: \"https://[::1\", tokenFile: /t}");
+        assert!(faults.len() == 1 && faults[0].starts_with("4:18: spec.gateway.url: "), "{faults:?}");
+        assert_eq!(said(folder, "  policy: {version: 1}"), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_policy_file_is_read_where_it_is() {
+        let folder = std::env::temp_dir().join(format!("molt-check-file-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let policy = folder.join("policy.yaml");
+        let spec = "  policyFile: policy.yaml";
+        let (faults, notes) = said(&folder, spec);
+        let absent = format!("spec.policyFile: {} is not here, and was not looked at", policy.display());
+        assert_eq!((faults, notes), (vec![], vec![absent]));
+        std::fs::write(&policy, "version: 1\nfilesystem: {}\nlandlock: 5\n").unwrap();
+        let name = policy.display();
+        let (faults, notes) = said(&folder, spec);
+        assert!(notes.is_empty() && faults.len() == 2, "{faults:?}");
+        assert!(
+            faults[0].starts_with(&format!("4:15: spec.policyFile: {name}:2:1: filesystem: unknown")),
+            "{faults:?}"
+        );
+        std::fs::write(&policy, "\n").unwrap();
+        assert!(said(&folder, spec).0[0].starts_with(&format!("4:15: spec.policyFile: {name} is empty")));
+        for good in ["version: 1\n", "unconfined"] {
+            std::fs::write(&policy, good).unwrap();
+            assert_eq!(said(&folder, spec), (vec![], vec![]));
+        }
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn an_audience_that_many_have_is_a_note_and_no_fault() {
+        let orders = "  orders: {keys: [{id: a, algorithm: EdDSA, file: /etc/molt/key, operations: [update]}]}";
+        let (faults, notes) = said(Path::new("/nowhere"), orders);
+        assert!(faults.is_empty() && notes.len() == 1 && notes[0].contains("'molt:sandbox'"), "{faults:?} {notes:?}");
+        let orders = orders.replace("{keys", "{audience: mine, keys");
+        assert_eq!(said(Path::new("/nowhere"), &orders), (vec![], vec![]));
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl std::fmt::Display for Fault {
                 )
             }
             Self::Problem(problem) => {
-                f.write_str(&super::text::clean(&problem.detail))?;
+                f.write_str(&super::text::block(&problem.detail))?;
                 write!(f, "\n{}", next(problem.code))
             }
             Self::Broken(why) => {

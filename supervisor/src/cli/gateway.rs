@@ -314,7 +314,7 @@ impl Client {
 
     fn why(&self, name: &str, update: &UpdateView) {
         if !update.message.is_empty() {
-            say(&text::clean(&update.message));
+            say(&text::block(&update.message));
         }
         let Some(evidence) = &update.evidence else { return };
         let output = evidence.output.iter().skip(evidence.output.len().saturating_sub(LAST_LINES));

@@ -1,6 +1,7 @@
 //! The two streams: data on standard output in the format asked for, people's text on standard error.
 //!
-//! In: documents and lines. Out: bytes. Must not: colour or animate what is not a terminal; fail over a closed pipe with
+//! In: documents and lines. Out: bytes. Must not: colour or animate what is not a terminal; pass on
+//! a character that drives one; fail over a closed pipe with
 //! more than an exit status.
 
 use std::io::{self, IsTerminal as _, Write as _};
@@ -8,6 +9,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use serde::Serialize;
 
 use super::{args::Format, fault::Fault};
+use crate::observe::marked;
 
 /// Writes to standard output.
 pub(crate) fn out(bytes: &[u8]) -> Result<(), Fault> {
@@ -68,7 +70,7 @@ impl Printer {
     ) -> Result<(), Fault> {
         let text = match self.format {
             Format::Table => table(document),
-            Format::Json => json(serde_json::to_string_pretty(document))? + "\n",
+            Format::Json => json(document)? + "\n",
             Format::Yaml => yaml(document)?,
         };
         out(text.as_bytes())
@@ -78,7 +80,7 @@ impl Printer {
     pub(crate) fn item<T: Serialize>(self, document: &T, line: impl FnOnce(&T) -> String) -> Result<(), Fault> {
         let text = match self.format {
             Format::Table => line(document),
-            Format::Json => json(serde_json::to_string(document))?,
+            Format::Json => json_line(document)?,
             Format::Yaml => format!("---\n{}", yaml(document)?.trim_end()),
         };
         out(format!("{text}\n").as_bytes())
@@ -121,10 +123,38 @@ impl Printer {
     }
 }
 
-fn json(text: serde_json::Result<String>) -> Result<String, Fault> {
-    text.map_err(|error| Fault::Local(error.to_string()))
+fn json<T: Serialize + ?Sized>(document: &T) -> Result<String, Fault> {
+    let text = serde_json::to_string_pretty(document).map_err(|error| Fault::Local(error.to_string()))?;
+    Ok(marked::json(&text))
 }
 
+fn json_line<T: Serialize + ?Sized>(document: &T) -> Result<String, Fault> {
+    let text = serde_json::to_string(document).map_err(|error| Fault::Local(error.to_string()))?;
+    Ok(marked::json(&text))
+}
+
+/// YAML; where it would hold a character that drives a terminal, in its flow style, which is JSON.
 fn yaml<T: Serialize + ?Sized>(document: &T) -> Result<String, Fault> {
-    serde_saphyr::to_string(&document).map_err(|error| Fault::Local(error.to_string()))
+    let text = serde_saphyr::to_string(&document).map_err(|error| Fault::Local(error.to_string()))?;
+    if text.chars().any(|c| marked::is_hostile(c) && c != '\n') {
+        json(document).map(|text| text + "\n")
+    } else {
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_drives_no_terminal_and_reads_as_it_did() {
+        let value = serde_json::json!({"a": "\u{9b}2J\u{85}\u{202e}\u{2028}\u{7f}\u{1b}", "b": "two\nlines\tand é"});
+        for text in [json(&value).unwrap(), json_line(&value).unwrap(), yaml(&value).unwrap()] {
+            assert!(!text.chars().any(|c| marked::is_hostile(c) && c != '\n'), "{text:?}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+        }
+        let fine = serde_json::json!({"b": "two\nlines"});
+        assert!(yaml(&fine).unwrap().starts_with("b: "));
+    }
 }

@@ -204,7 +204,7 @@ pub(crate) fn update(view: &UpdateView, with_evidence: Evidence) -> String {
         ("Ended", view.ended.as_deref().map(text::time)),
     ]);
     if !view.message.is_empty() {
-        let _ = writeln!(shown, "\n{}", text::clean(&view.message));
+        let _ = writeln!(shown, "\n{}", text::block(&view.message));
     }
     let Some(evidence) = view.evidence.as_ref() else { return shown };
     if with_evidence == Evidence::Left {

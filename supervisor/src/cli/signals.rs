@@ -27,6 +27,12 @@ impl Signals {
         crate::watch::readable(signals).map(Self).map_err(|error| failed(error.to_string()))
     }
 
+    /// Signals as a test writes them.
+    #[cfg(test)]
+    pub(super) fn of(told: OwnedFd) -> Self {
+        Self(crate::watch::readable(told).unwrap())
+    }
+
     /// The next one. May be dropped at any point: none is lost.
     pub(super) async fn next(&self) -> i32 {
         loop {

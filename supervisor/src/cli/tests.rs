@@ -269,6 +269,20 @@ fn events_and_phases_are_lines() {
     let line = |what| stream::event_line(&Event { seq: 5, time: TIME.to_owned(), update: Some(UpdateId(7)), what });
     let phase = What::Phase { phase: PhaseName::Staging, message: "3 layers".to_owned() };
     assert_eq!(line(phase), "5 2026-01-02 03:04:05Z u7 Staging: 3 layers");
+    // One event is one line, whatever is in it.
+    let forged = || "failed\n6 2026-01-02 03:04:06Z u7 confirmed\u{2028}".to_owned();
+    let phase = |message| What::Phase { phase: PhaseName::Staging, message };
+    for what in [phase(forged()), What::Warning { message: forged() }, What::Note { message: forged() }] {
+        let shown = line(what);
+        assert!(
+            shown.lines().count() == 1 && shown.ends_with("failed\\n6 2026-01-02 03:04:06Z u7 confirmed\\u{2028}"),
+            "{shown}"
+        );
+    }
+    let mut view = fake::record(7, None);
+    view.message = forged();
+    let shown = show::update(&view, show::Evidence::Left);
+    assert!(shown.contains("\nfailed\n  6 2026-01-02"), "{shown}");
     let progress = What::Progress {
         layer: 0,
         layers: 2,
@@ -296,7 +310,8 @@ fn numbers_read_well() {
 
 #[test]
 fn text_of_others_cannot_drive_the_terminal() {
-    assert_eq!(text::clean("a\u{1b}]0;x\u{7}b\nc\td\r"), "a\\u{1b}]0;x\\u{7}b\nc\td\\r");
+    assert_eq!(text::clean("a\u{1b}]0;x\u{7}b\nc\td\r"), "a\\u{1b}]0;x\\u{7}b\\nc\td\\r");
+    assert_eq!(text::block("a\u{1b}[2J\nb\n"), "a\\u{1b}[2J\n  b");
     assert_eq!(
         text::clean_line("\u{1b}[1;31mred\u{1b}[0m \u{1b}[2Jgone\u{9b}x"),
         "\u{1b}[1;31mred\u{1b}[0m \\u{1b}[2Jgone\\u{9b}x"

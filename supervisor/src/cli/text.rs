@@ -7,9 +7,14 @@ use comfy_table::{Table, presets};
 
 use crate::observe::marked::escape;
 
-/// Text of others, with control characters spelled out; newlines stay.
+/// Text of others as part of a line: control characters are spelled out, newlines too.
 pub(crate) fn clean(text: &str) -> String {
-    escape(text, |c| c == '\n' || c == '\t')
+    escape(text, |c| c == '\t')
+}
+
+/// Text that may have more lines than one. What follows the first is indented: none of it looks like a line of Molt's.
+pub(crate) fn block(text: &str) -> String {
+    escape(text.trim_end(), |c| c == '\n' || c == '\t').replace('\n', "\n  ")
 }
 
 /// A line of output, with colours but with no other control sequence.

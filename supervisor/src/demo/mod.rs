@@ -7,6 +7,7 @@
 #![expect(clippy::disallowed_methods, reason = "a show of ten seconds, for somebody who looks at it")]
 
 mod daemon;
+mod folder;
 mod images;
 mod sandbox;
 
@@ -15,13 +16,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use hyper::Method;
 use molt_core::wire::{Accepted, Document, Outcome, PhaseName, RollbackRequest, UpdateRequest, UpdateView};
 use serde::Serialize;
 
 pub(crate) use daemon::{WORD as DAEMON, run as daemon};
 
+use self::folder::Folder;
 use crate::cli::client::Client;
 
 const LIMIT: Duration = Duration::from_mins(1);
@@ -52,17 +54,16 @@ struct Step {
 /// Runs the demo.
 pub(crate) fn run(json: bool, keep: Option<PathBuf>) -> anyhow::Result<u8> {
     let kept = keep.is_some();
-    let folder = match keep {
-        Some(folder) => folder,
-        None => std::env::temp_dir().join(format!("molt-demo-{}", std::process::id())),
+    let own = match keep {
+        Some(folder) => Folder::named(&folder)?,
+        None => Folder::fresh(&std::env::temp_dir())?,
     };
-    std::fs::create_dir_all(&folder).with_context(|| format!("failed to make {}", folder.display()))?;
-    let folder = std::fs::canonicalize(&folder)?;
-    images::write(&folder)?;
+    let folder = own.path();
+    images::write(folder)?;
     // Before the first thread: the rest of this process may fork.
-    let sandbox = sandbox::start(&folder)?;
+    let sandbox = sandbox::start(folder)?;
     let story =
-        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(tell(&folder, &sandbox, json));
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(tell(folder, &sandbox, json));
     drop(sandbox);
     let story = match story {
         Ok(story) => story,
@@ -70,9 +71,6 @@ pub(crate) fn run(json: bool, keep: Option<PathBuf>) -> anyhow::Result<u8> {
             let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
             let tail: Vec<&str> = log.lines().rev().take(12).collect();
             let tail: Vec<&str> = tail.into_iter().rev().collect();
-            if !kept {
-                let _ = std::fs::remove_dir_all(&folder);
-            }
             bail!("{error:#}; the sandbox said last:\n{}", tail.join("\n"));
         }
     };
@@ -83,9 +81,6 @@ pub(crate) fn run(json: bool, keep: Option<PathBuf>) -> anyhow::Result<u8> {
         if kept {
             println(&format!("\neverything is left in {}: log, state/, store/, images/", folder.display()));
         }
-    }
-    if !kept {
-        let _ = std::fs::remove_dir_all(&folder);
     }
     Ok(u8::from(!story.ok))
 }

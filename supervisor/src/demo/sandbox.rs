@@ -57,9 +57,10 @@ pub(super) fn start(folder: &Path) -> anyhow::Result<Sandbox> {
     std::fs::copy("/proc/self/exe", folder.join("run/molt")).context("failed to copy this program")?;
     if geteuid().is_root() {
         let id = crate::rootfs::users::DEFAULT_ID;
-        std::os::unix::fs::chown(folder.join("state"), Some(id), Some(id))?;
+        std::os::unix::fs::lchown(folder.join("state"), Some(id), Some(id))?;
     }
-    let log = File::create(folder.join("log"))?;
+    let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let log = File::from(openat(CWD, folder.join("log"), flags, Mode::from_raw_mode(0o644))?);
     match fork().context("failed to fork")? {
         Fork::Parent(pid) => Ok(Sandbox { pid, ended: std::cell::Cell::new(false) }),
         Fork::Child => {

@@ -8,7 +8,7 @@ use molt_core::{
     code::Code,
     ids::{Digest, UpdateId},
     journal::Revision,
-    machine::{Event, Phase, Target},
+    machine::{Attempt, Event, Kind, Phase, State, Target},
     memory::Held,
     wire::{Accepted, Collected, Expected, PlanView, Problem, UpdateRequest},
 };
@@ -49,10 +49,9 @@ impl Dispatcher {
                 drop(reply.send(self.nudge(trial, Event::Reject, &by, "no trial is under way")));
             }
             Command::Cancel { id, by, reply } => {
-                let mine = self.state.attempt.as_ref().is_some_and(|attempt| id.is_none_or(|id| attempt.id == id));
-                let early = mine && self.state.phase.before_gate();
-                let why = "no such update is under way, or it has passed its gate (`molt rollback` goes back)";
-                drop(reply.send(self.nudge(early, Event::Cancel, &by, why)));
+                let late = too_late(&self.state, id);
+                let why = late.as_deref().unwrap_or("nothing is under way");
+                drop(reply.send(self.nudge(late.is_none(), Event::Cancel, &by, why)));
             }
             Command::Hold { owner, ttl_ms, reason, by, reply } => {
                 drop(reply.send(self.hold(Held { owner, by, reason, since_ms: clock::unix_ms(), ttl_ms })));
@@ -93,6 +92,7 @@ impl Dispatcher {
         if request.reason.as_ref().is_some_and(|reason| reason.chars().count() > 512) {
             return Err(Problem::new(Code::Invalid, "reason is longer than 512 characters"));
         }
+        plan::Policy::given(request.policy.as_deref()).map_err(|fault| Problem::new(fault.code, fault.message))?;
         let target = Target::Image {
             image: request.image,
             policy: request.policy,
@@ -139,6 +139,7 @@ impl Dispatcher {
         let expected = Expected::of(self.history.iter());
         drop(tokio::spawn(async move {
             let plan = async {
+                plan::Policy::given(request.policy.as_deref())?;
                 let policy = request.policy.clone().unwrap_or_else(|| in_force.clone());
                 plan::Policy::read(&policy)?;
                 let resolved = resolve::resolve(&context, None, &request.image).await?;
@@ -226,5 +227,114 @@ impl Dispatcher {
             None | Some(Ok(())) => Ok(()),
             Some(Err(error)) => Err(Problem::new(Code::StoreUnusable, format!("failed to {error}"))),
         }
+    }
+}
+
+/// Why an update cannot be given up, and what can be done in its place; nothing where it can.
+fn too_late(state: &State, id: Option<UpdateId>) -> Option<String> {
+    const NEXT: &str = "an update that is asked for now takes its place";
+    let queued = state.queued.as_ref().map(|attempt| attempt.id);
+    let Some(attempt) = &state.attempt else {
+        let waits = queued.filter(|queued| id.is_none_or(|id| id == *queued));
+        let waits = waits.map(|queued| format!("{queued} waits until something runs again; {NEXT}"));
+        return Some(waits.unwrap_or_else(|| nothing(id)));
+    };
+    let about = about(state, attempt);
+    match id.filter(|id| *id != attempt.id) {
+        Some(id) if queued == Some(id) => {
+            let (what, _) = about.unwrap_or(("is under way", ""));
+            Some(format!("{id} waits behind {}, which {what}; {NEXT}", attempt.id))
+        }
+        Some(_) => Some(nothing(id)),
+        None => {
+            let (what, mend) = about?;
+            let waits = queued.map(|queued| format!("; {queued} waits behind it, and {NEXT}")).unwrap_or_default();
+            Some(format!("{} {what}: {mend}{waits}", attempt.id))
+        }
+    }
+}
+
+fn nothing(id: Option<UpdateId>) -> String {
+    id.map_or_else(
+        || "no update is under way".to_owned(),
+        |id| format!("{id} is not under way; `molt show {id}` tells"),
+    )
+}
+
+/// What an attempt is, where it cannot be given up, and what can be done about it.
+fn about(state: &State, attempt: &Attempt) -> Option<(&'static str, &'static str)> {
+    match state.phase {
+        _ if attempt.kind == Kind::Boot && state.slot.confirmed.is_none() => {
+            Some(("is the first start, and nothing else could run", "`molt update IMAGE` gives another image"))
+        }
+        _ if attempt.kind == Kind::Boot => {
+            Some(("starts what is confirmed", "`molt update IMAGE` is taken up when that runs"))
+        }
+        phase if phase.before_gate() && attempt.kind == Kind::Restart => {
+            Some(("starts again what is not healthy", "`molt update IMAGE` takes its place"))
+        }
+        phase if phase.before_gate() => None,
+        Phase::Proving | Phase::AwaitingConfirm => Some((
+            "has passed its gate",
+            "`molt reject` ends its trial, and what ran before runs again; `molt rollback` goes back once it is confirmed",
+        )),
+        Phase::RollingBack(_) => Some(("has passed its gate", "it is being rolled back")),
+        _ => Some(("has passed its gate", "`molt rollback` goes back")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use molt_core::machine::table::typical;
+
+    use super::{super::fake, *};
+
+    fn cancel(dispatcher: &mut Dispatcher, id: Option<u64>) -> Result<UpdateId, String> {
+        let (reply, mut answer) = tokio::sync::oneshot::channel();
+        dispatcher.command(Command::Cancel { id: id.map(UpdateId), by: "a test".to_owned(), reply });
+        answer.try_recv().unwrap().map(|accepted| accepted.id).map_err(|problem| problem.detail)
+    }
+
+    fn said(answer: Result<UpdateId, String>, parts: &[&str]) {
+        let text = answer.unwrap_err();
+        assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_first_start_is_not_cancelled_and_the_answer_says_what_helps() {
+        let mut state = typical(Phase::Fetching);
+        (state.serving, state.slot.confirmed) = (None, None);
+        state.attempt.as_mut().unwrap().kind = Kind::Boot;
+        let mut dispatcher = fake::dispatcher(state, "image: registry.example.com/app:1");
+        for id in [None, Some(5)] {
+            said(cancel(&mut dispatcher, id), &["u5 is the first start", "`molt update IMAGE` gives another image"]);
+        }
+        assert_eq!(dispatcher.state.phase, Phase::Fetching);
+        dispatcher.state.slot.confirmed = Some(molt_core::ids::Generation(1));
+        said(cancel(&mut dispatcher, None), &["u5 starts what is confirmed", "is taken up when that runs"]);
+    }
+
+    #[tokio::test]
+    async fn what_waits_behind_another_one_is_refused_with_what_it_waits_for() {
+        let mut state = typical(Phase::Proving);
+        let waiting = Attempt { id: UpdateId(6), ..state.attempt.clone().unwrap() };
+        state.queued = Some(waiting);
+        state.next_update = 7;
+        let mut dispatcher = fake::dispatcher(state, "image: registry.example.com/app:1");
+        said(cancel(&mut dispatcher, Some(6)), &["u6 waits behind u5, which has passed its gate", "takes its place"]);
+        said(cancel(&mut dispatcher, None), &["u5 has passed its gate", "`molt reject`", "u6 waits behind it"]);
+        said(cancel(&mut dispatcher, Some(4)), &["u4 is not under way"]);
+        (dispatcher.state.attempt, dispatcher.state.queued) = (None, None);
+        said(cancel(&mut dispatcher, None), &["no update is under way"]);
+    }
+
+    #[test]
+    fn an_update_before_its_gate_can_be_given_up() {
+        for phase in [Phase::Resolving, Phase::Fetching, Phase::Arming, Phase::Held, Phase::Recording] {
+            for id in [None, Some(UpdateId(5))] {
+                assert_eq!(too_late(&typical(phase), id), None, "{phase:?}");
+            }
+        }
+        assert!(too_late(&typical(Phase::Quiescing), None).is_some_and(|why| why.contains("`molt rollback`")));
     }
 }

@@ -16,7 +16,7 @@ use super::Dispatcher;
 use crate::{
     aside, clock,
     effects::{
-        collect,
+        bounded, collect,
         difference::{self, Side},
     },
     planted,
@@ -32,6 +32,7 @@ impl Dispatcher {
     pub(super) fn end(&mut self, ended: Ended) {
         planted::leak();
         let Ended { attempt, outcome, reason, message } = ended;
+        let message = bounded(message);
         self.work.remove(&attempt.id);
         let failed = matches!(outcome, Outcome::RolledBack | Outcome::Degraded | Outcome::Aborted);
         let seen = |to| self.evidence(to, attempt.from, attempt.exit_status);

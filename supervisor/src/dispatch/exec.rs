@@ -16,7 +16,7 @@ use crate::{
     command::Reply,
     workload::{
         exec::{ExecSession, Streams},
-        run::Live,
+        run::{Live, NotSent},
         unconfined::{self, Request},
     },
 };
@@ -48,7 +48,7 @@ impl Dispatcher {
             .map_err(|errno| Problem::new(Code::Internal, format!("failed to make streams: {errno}")))?;
         let init = Arc::clone(&live.init);
         let (signals, mut asked) = mpsc::channel::<i32>(8);
-        let (id, exited) = init.exec(options.argv, env, options.tty, streams.lent());
+        let (id, exited) = init.exec(options.argv, env, options.tty, streams.lent()).map_err(not_started)?;
         drop(tokio::spawn(async move {
             while let Some(signal) = asked.recv().await {
                 init.signal_exec(id, signal);
@@ -86,6 +86,18 @@ impl Dispatcher {
     }
 }
 
+/// Nothing was run, and nobody is to take that for a program that was killed.
+fn not_started(why: NotSent) -> Problem {
+    match why {
+        NotSent::TooLong => {
+            let mend = "nothing was run: give it what is long by standard input or in a file";
+            Problem::new(Code::Invalid, format!("{why}; {mend}"))
+        }
+        NotSent::Busy => Problem::new(Code::Busy, format!("{why}; nothing was run: try again in a moment")),
+        NotSent::Gone => Problem::new(Code::Busy, format!("{why}; nothing was run: try again when another one runs")),
+    }
+}
+
 /// What is added to the workload's environment.
 fn environment(options: &ExecOptions) -> Result<BTreeMap<String, String>, Problem> {
     if options.argv.is_empty() {
@@ -100,4 +112,20 @@ fn environment(options: &ExecOptions) -> Result<BTreeMap<String, String>, Proble
         env.entry("TERM".to_owned()).or_insert_with(|| "xterm-256color".to_owned());
     }
     Ok(env)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_run_is_refused_with_what_to_do() {
+        let long = not_started(NotSent::TooLong);
+        assert_eq!(long.code, Code::Invalid);
+        assert!(
+            long.detail.starts_with("argv and env are longer than 128 KiB together, as JSON; nothing was run"),
+            "{long:?}"
+        );
+        assert_eq!([NotSent::Busy, NotSent::Gone].map(|why| not_started(why).code), [Code::Busy; 2]);
+    }
 }

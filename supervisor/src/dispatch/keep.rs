@@ -84,6 +84,9 @@ impl Dispatcher {
         if std::mem::take(&mut self.forgetful) {
             self.save();
         }
+        if self.wishes.are_due() {
+            self.keep_own();
+        }
         self.remembered.number(self.context.events.last());
         while !self.quiet()
             && let Some(command) = self.put_off.pop_front()
@@ -133,6 +136,7 @@ impl Dispatcher {
 
     /// Writes what is remembered, now or after the gap. What cannot be written is known as long as Molt runs.
     pub(super) fn save(&mut self) {
+        self.wishes.are_kept();
         if self.quiet() {
             self.forgetful = true;
         } else if let Err(why) = self.remembered.save() {
@@ -181,11 +185,13 @@ impl Dispatcher {
     }
 
     pub(super) fn hold(&mut self, hold: Held) -> Result<HoldView, Problem> {
-        let other = self.remembered.facts.hold.as_ref().is_some_and(|old| self.state.hold && old.owner != hold.owner);
-        if other && let Some(problem) = self.held("nothing was changed") {
+        let own = own::is(&hold);
+        let other = |old: &Held| self.state.hold && (old.owner != hold.owner || own::is(old) != own);
+        if self.remembered.facts.hold.as_ref().is_some_and(other)
+            && let Some(problem) = self.held("nothing was changed")
+        {
             return Err(problem);
         }
-        let own = hold.owner == own::OWNER;
         if !own {
             tracing::info!(owner = hold.owner, by = hold.by, ttl_ms = hold.ttl_ms, "updates are held");
         }
@@ -199,7 +205,11 @@ impl Dispatcher {
         let view = view(&hold);
         self.keep_hold(hold.ttl_ms);
         self.remembered.facts.hold = Some(hold);
-        self.save();
+        if own {
+            self.save_own();
+        } else {
+            self.save();
+        }
         self.take(Event::Hold);
         Ok(view)
     }
@@ -209,7 +219,7 @@ impl Dispatcher {
         if !mine && let Some(problem) = self.held("nothing was released") {
             return Err(problem);
         }
-        if owner == Some(own::OWNER) {
+        if own::asks(by) {
             self.context.audit.asked_often(by, "release", None);
         } else {
             tracing::info!(by, "hold released");
@@ -219,14 +229,21 @@ impl Dispatcher {
             timer.abort();
         }
         self.let_updates_go();
+        if !own::asks(by) {
+            self.keep_own();
+        }
         self.take(Event::Release);
         Ok(())
     }
 
     /// Forgets the hold: it was released, or has ended by itself.
     pub(super) fn let_updates_go(&mut self) {
-        if self.remembered.facts.hold.take().is_some() {
-            self.save();
+        if let Some(hold) = self.remembered.facts.hold.take() {
+            if own::is(&hold) {
+                self.save_own();
+            } else {
+                self.save();
+            }
         }
     }
 

@@ -6,6 +6,9 @@
 mod commands;
 mod ending;
 mod exec;
+#[cfg(test)]
+mod fake;
+mod heard;
 mod keep;
 mod order;
 mod own;
@@ -106,6 +109,7 @@ pub(crate) struct Dispatcher {
     unread_orders: usize,
     reading: spec::Reading,
     wishes: own::Wishes,
+    heard: heard::Heard,
     answers: mpsc::UnboundedSender<Event>,
     brought: mpsc::UnboundedSender<Brought>,
     view: watch::Sender<Arc<View>>,
@@ -145,6 +149,7 @@ pub(crate) use view::{Facts, empty_view};
 impl Dispatcher {
     /// A dispatcher before its first event.
     pub(crate) fn new(start: Start) -> Self {
+        let named = start.context.spec.image.clone();
         Self {
             context: start.context,
             state: start.state,
@@ -169,10 +174,11 @@ impl Dispatcher {
             unread_orders: 0,
             reading: spec::Reading::default(),
             wishes: own::Wishes::default(),
+            heard: heard::Heard::default(),
             answers: start.answers,
             brought: start.brought,
             view: start.view,
-            board: view::Board::new(start.facts),
+            board: view::Board::new(start.facts, named),
             history: start.history,
             degraded: Vec::new(),
             gateway: None,
@@ -186,6 +192,7 @@ impl Dispatcher {
         self.restore_hold();
         loop {
             if let Some(status) = self.exit {
+                self.keep_own();
                 // The last words of the workload are not lost; whoever keeps a pipe open is not waited for.
                 let drained = async {
                     for pump in self.pumps.drain(..) {
@@ -197,12 +204,15 @@ impl Dispatcher {
             }
             self.catch_up();
             self.publish();
+            self.listen();
             tokio::select! {
                 biased;
                 Some(event) = inputs.events.recv() => self.take(event),
                 Some(brought) = inputs.brought.recv() => self.receive(brought),
                 asked = inputs.signals.next() => self.asked(asked),
                 Some(command) = inputs.commands.recv() => self.command(command),
+                // There is something to publish, or to write.
+                () = self.heard.woken() => {}
             }
         }
     }

@@ -14,11 +14,13 @@ use molt_core::{
     wire::{Accepted, Problem},
 };
 
-use super::Dispatcher;
+use super::{Dispatcher, heard::PAUSE};
 use crate::{clock, command::Wish, timer::Instant};
 
 /// Whose hold it is.
-pub(super) const OWNER: &str = "workload";
+const OWNER: &str = "workload";
+/// How everybody begins who asks on a workload's own socket, and nobody else: `by` of `api::peer`.
+const ASKER: &str = "workload of generation ";
 
 /// What the loop remembers of the workload's wishes.
 #[derive(Debug, Default)]
@@ -27,6 +29,32 @@ pub(super) struct Wishes {
     held_since: Option<Instant>,
     /// When it asked for an update last.
     asked: Option<Instant>,
+    /// When what it did to its hold was written last.
+    written: Option<Instant>,
+    /// What it did since is written then.
+    due: Option<Instant>,
+}
+
+impl Wishes {
+    /// There is something to write, and it has waited for long enough.
+    pub(super) fn are_due(&self) -> bool {
+        self.due.is_some_and(|due| due <= Instant::now())
+    }
+
+    /// All that is remembered was written.
+    pub(super) fn are_kept(&mut self) {
+        self.due = None;
+    }
+}
+
+/// Whether this is a workload that asks for itself.
+pub(super) fn asks(by: &str) -> bool {
+    by.starts_with(ASKER)
+}
+
+/// Whether a hold is the workload's own. An operator may have given one of its own that owner's name.
+pub(super) fn is(hold: &Held) -> bool {
+    hold.owner == OWNER && asks(&hold.by)
 }
 
 type Answer = Result<Option<Accepted>, Problem>;
@@ -49,9 +77,7 @@ impl Dispatcher {
         }
         match wish {
             Wish::Hold { ttl_ms, reason } => self.hold_own(ttl_ms, own.hold.as_duration(), by, reason),
-            // Nothing to end is no reason for a line in the history.
-            Wish::Release if self.remembered.facts.hold.is_none() => Ok(None),
-            Wish::Release => self.release(Some(OWNER), &by).map(|()| None),
+            Wish::Release => self.release_own(&by),
             Wish::Confirm | Wish::Reject if !own.trial => {
                 refuse(Code::Unauthorized, "the spec does not let the workload judge its trial (api.workload.trial)")
             }
@@ -83,6 +109,44 @@ impl Dispatcher {
         self.hold(hold)?;
         self.wishes.held_since = Some(since);
         Ok(None)
+    }
+
+    /// Its own hold alone, whatever name another one has.
+    fn release_own(&mut self, by: &str) -> Answer {
+        match &self.remembered.facts.hold {
+            // Nothing to end is no reason for a line in the history.
+            None => Ok(None),
+            Some(hold) if is(hold) => self.release(Some(OWNER), by).map(|()| None),
+            Some(_) => match self.held("nothing was released") {
+                Some(problem) => Err(problem),
+                None => refuse(Code::Busy, "this is not the workload's hold"),
+            },
+        }
+    }
+
+    /// Writes what the workload did to its hold; not more than once a second, as it does it as often as it likes and PID 1
+    /// waits for the disk. A crash takes back what was done in that second.
+    pub(super) fn save_own(&mut self) {
+        let now = Instant::now();
+        match self.wishes.written.map(|written| written + PAUSE).filter(|due| now < *due) {
+            None => {
+                self.wishes.written = Some(now);
+                self.save();
+            }
+            Some(due) => {
+                if self.wishes.due.replace(due).is_none() {
+                    self.heard.wake_at(due);
+                }
+            }
+        }
+    }
+
+    /// Writes what [`Dispatcher::save_own`] put off.
+    pub(super) fn keep_own(&mut self) {
+        if self.wishes.due.is_some() {
+            self.wishes.written = Some(Instant::now());
+            self.save();
+        }
     }
 
     fn judge_own(&mut self, event: Event, by: &str) -> Result<Accepted, Problem> {
@@ -118,5 +182,83 @@ impl Dispatcher {
         let target =
             Target::Image { image, policy: None, stage_only: false, force: false, allow_wider: false, spec: None };
         Ok(self.intent(target, by, reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use molt_core::machine::table::typical;
+
+    use super::{super::fake, *};
+    use crate::timer;
+
+    const BY: &str = "workload of generation 1, pid 7";
+
+    fn dispatcher() -> Dispatcher {
+        fake::dispatcher(typical(Phase::Idle), "image: localhost/app:1\napi: {workload: {hold: 1h}}")
+    }
+
+    fn ask(dispatcher: &mut Dispatcher, wish: Wish) -> Result<(), Code> {
+        let instance = dispatcher.state.serving.unwrap().instance;
+        dispatcher.wish(instance, wish, BY.to_owned()).map(drop).map_err(|problem| problem.code)
+    }
+
+    fn wish(ttl_ms: u64) -> Wish {
+        Wish::Hold { ttl_ms, reason: None }
+    }
+
+    fn operator(owner: &str, ttl_ms: u64) -> Held {
+        let by = "uid 0, pid 9 via operator socket".to_owned();
+        Held { owner: owner.to_owned(), by, reason: None, since_ms: clock::unix_ms(), ttl_ms }
+    }
+
+    #[tokio::test]
+    async fn a_workload_that_holds_and_lets_go_without_a_pause_is_written_once_a_second() {
+        let mut dispatcher = dispatcher();
+        for turn in 0..200 {
+            ask(&mut dispatcher, wish(if turn % 2 == 0 { 1000 } else { 60_000 })).unwrap();
+            if turn % 3 == 0 {
+                ask(&mut dispatcher, Wish::Release).unwrap();
+            }
+            dispatcher.catch_up();
+        }
+        let written = |dispatcher: &Dispatcher| dispatcher.remembered.facts.sequence;
+        // One of the numbers of events.
+        assert_eq!(written(&dispatcher), 2);
+        assert!(dispatcher.hold_view().is_some(), "it is in force all the same");
+        // The last one is written when its time has come: nobody else has to wake the loop for it.
+        timer::timeout(2 * PAUSE, dispatcher.heard.woken()).await.unwrap();
+        dispatcher.catch_up();
+        assert_eq!(written(&dispatcher), 3);
+        dispatcher.catch_up();
+        assert_eq!(written(&dispatcher), 3);
+        // What an operator does is written at once, and with it what was put off.
+        ask(&mut dispatcher, wish(1000)).unwrap();
+        dispatcher.release(None, "uid 0, pid 9 via operator socket").unwrap();
+        assert_eq!(written(&dispatcher), 4);
+        dispatcher.hold(operator("ci", 1000)).unwrap();
+        dispatcher.release(Some("ci"), "uid 0, pid 9 via operator socket").unwrap();
+        assert_eq!(written(&dispatcher), 6);
+    }
+
+    #[tokio::test]
+    async fn a_hold_of_an_operator_s_that_has_the_workload_s_name_is_not_the_workload_s() {
+        let mut dispatcher = dispatcher();
+        // As an older Molt let an operator ask for it.
+        dispatcher.remembered.facts.hold = Some(operator(OWNER, 3_600_000));
+        dispatcher.restore_hold();
+        let before = dispatcher.remembered.facts.hold.clone();
+        assert_eq!(ask(&mut dispatcher, wish(1)), Err(Code::Held));
+        assert_eq!(ask(&mut dispatcher, Wish::Release), Err(Code::Held));
+        assert_eq!(dispatcher.remembered.facts.hold, before);
+        assert!(dispatcher.state.hold);
+        dispatcher.release(None, "uid 0, pid 9 via operator socket").unwrap();
+        // Its own is, after a restart too.
+        dispatcher.remembered.facts.hold = Some(Held { by: BY.to_owned(), ..operator(OWNER, 3_600_000) });
+        dispatcher.restore_hold();
+        assert_eq!(ask(&mut dispatcher, wish(60_000)), Ok(()));
+        assert_eq!(dispatcher.hold(operator(OWNER, 1)).map_err(|problem| problem.code), Err(Code::Held));
+        assert_eq!(ask(&mut dispatcher, Wish::Release), Ok(()));
+        assert!(!dispatcher.state.hold);
     }
 }

@@ -99,8 +99,42 @@ impl Dispatcher {
                 let message = format!("{by}: {later} changed in the spec; that holds from the next start");
                 self.context.events.publish(None, What::Warning { message });
             }
-            self.board.show(&read.shown);
+            self.board.show(&read.shown, read.wanted.image.clone());
         }
         self.take(Event::Reread { wanted: read.wanted, by });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use molt_core::machine::{Phase, Wanted, table::typical};
+
+    use super::{super::fake, *};
+
+    fn reread(number: u8) -> Reread {
+        let image: molt_core::ids::ImageRef = format!("registry.example.com/app:{number}").parse().unwrap();
+        let shown = serde_json::json!({"image": image});
+        let texts = (Some(sha256(image.to_string().as_bytes())), None);
+        let wanted = Wanted { image: Some(image), policy: String::new(), texts };
+        Reread { wanted, digest: sha256(&[number]), shown, later: Vec::new() }
+    }
+
+    #[tokio::test]
+    async fn what_drifts_is_measured_by_the_spec_that_was_read_last() {
+        let mut dispatcher = fake::dispatcher(typical(Phase::Idle), "image: registry.example.com/app:1");
+        let drifted = |dispatcher: &mut Dispatcher| {
+            dispatcher.publish();
+            let view = dispatcher.view.borrow().clone();
+            let condition = view.document.status.conditions.iter().find(|one| one.r#type == "Drifted").cloned();
+            (condition.unwrap().message, view.document.spec["image"].clone())
+        };
+        assert_eq!(drifted(&mut dispatcher).0, "");
+        // It asks for another one, of which nothing comes.
+        dispatcher.taken("a test".to_owned(), reread(2));
+        let (message, image) = drifted(&mut dispatcher);
+        assert_eq!(image, "registry.example.com/app:2");
+        assert_eq!(message, "the spec names registry.example.com/app:2, registry.example.com/app:1 is confirmed");
+        dispatcher.state.slot.confirmed = Some(molt_core::ids::Generation(2));
+        assert_eq!(drifted(&mut dispatcher).0, "");
     }
 }

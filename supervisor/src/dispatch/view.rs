@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use molt_core::{
     code::Code,
-    ids::Generation,
+    ids::{Generation, ImageRef},
     launch::SeccompProfile,
     machine::{Attempt, Back, Phase, State},
     wire::{
@@ -38,6 +38,8 @@ pub(super) struct Board {
     last: Option<Key>,
     /// The spec, as it was read last.
     shown: Option<serde_json::Value>,
+    /// The image that it names.
+    named: Option<ImageRef>,
 }
 
 /// What a snapshot is made from, cheap to compare.
@@ -53,8 +55,8 @@ struct Key {
 }
 
 impl Board {
-    pub(super) fn new(facts: Facts) -> Self {
-        Self { facts, since: HashMap::new(), revision: 1, last: None, shown: None }
+    pub(super) fn new(facts: Facts, named: Option<ImageRef>) -> Self {
+        Self { facts, since: HashMap::new(), revision: 1, last: None, shown: None, named }
     }
 
     /// What of the spec on disk is not in force, and why.
@@ -63,8 +65,9 @@ impl Board {
     }
 
     /// What the spec asks for now: its image and policy. The rest of the document is what is in force.
-    pub(super) fn show(&mut self, spec: &serde_json::Value) {
+    pub(super) fn show(&mut self, spec: &serde_json::Value, named: Option<ImageRef>) {
         self.shown = Some(spec.clone());
+        self.named = named;
     }
 
     fn condition(&mut self, name: &'static str, yes: bool, reason: &str, message: String) -> Condition {
@@ -147,7 +150,7 @@ impl Dispatcher {
         self.view.send_replace(Arc::new(view));
     }
 
-    fn serving(&self) -> Option<&crate::workload::run::Live> {
+    pub(super) fn serving(&self) -> Option<&crate::workload::run::Live> {
         self.state.serving.and_then(|run| self.live.get(&run.instance))
     }
 
@@ -255,9 +258,10 @@ impl Dispatcher {
         }
     }
 
-    /// What runs, where it is not the image that the spec names: an update or a rollback that the spec has not caught up with.
+    /// What runs, where it is not the image that the spec names, as it was read last: an update or a rollback that the spec
+    /// has not caught up with, or a spec that nothing came of.
     fn drifted(&self) -> Option<String> {
-        let named = self.context.spec.image.as_ref()?;
+        let named = self.board.named.as_ref()?;
         let runs = self.state.slot.confirmed.and_then(|confirmed| self.state.known.get(&confirmed))?.image.as_ref()?;
         (runs != named).then(|| format!("the spec names {named}, {runs} is confirmed"))
     }

@@ -20,7 +20,8 @@ use molt_core::{
     ids::UpdateId,
     launch::{Failure, Fds, FromShim, Identity, LateMount, Launch, Limits, NAMESPACES, ProcMode, Report, VERSION},
     machine::{Event, Run},
-    spec::UserRef,
+    order::cut,
+    spec::{Action, UserRef},
     wire::{Section, What},
 };
 use rustix::{
@@ -33,7 +34,7 @@ use rustix::{
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::{Answers, Context, Fault, confine, keep, plan::Policy};
+use super::{Answers, Context, Fault, bounded, confine, keep, plan::Policy};
 use crate::{
     api::Door,
     observe::output::Stream,
@@ -153,7 +154,7 @@ pub(crate) async fn arm(context: &Arc<Context>, order: Order, answers: Answers) 
         Against::InForce(before) => notes.extend(confine::not_wider(before, &in_force)?),
     }
     for message in notes {
-        context.events.publish(order.update, What::Note { message });
+        context.events.publish(order.update, What::Note { message: bounded(message) });
     }
     keep::keep(context, &order, &in_force).await?;
     let init = Arc::new(init);
@@ -331,10 +332,8 @@ fn prepare(context: &Context, record: &Record, policy: &str, rootfs: &Rootfs) ->
         Some(user) => Some(UserRef { user, group: run_as.group.clone() }),
         None if record.program.user.is_empty() => None,
         None => Some(record.program.user.parse().map_err(|error| {
-            Fault::new(
-                Code::UserInvalid,
-                spelled_out(&format!("the image's user '{}' is not one: {error}", record.program.user)),
-            )
+            let user = cut(&record.program.user);
+            Fault::new(Code::UserInvalid, spelled_out(&format!("the image's user '{user}' is not one: {error}")))
         })?),
     };
     let user = users::resolve(rootfs.look(), wanted.as_ref(), run_as.group.as_ref())?;
@@ -370,6 +369,10 @@ fn prepare(context: &Context, record: &Record, policy: &str, rootfs: &Rootfs) ->
     env.entry("PATH".to_owned()).or_insert_with(|| DEFAULT_PATH.to_owned());
     env.entry("HOME".to_owned()).or_insert_with(|| user.home.clone());
     env.insert("NOTIFY_SOCKET".to_owned(), "/run/molt/notify".to_owned());
+    // As sd_watchdog_enabled(3) has it: who wants to be heard in time sends twice as often.
+    if let Some(probe) = spec.health.liveness.as_ref().filter(|probe| probe.action == Action::Notify) {
+        env.insert("WATCHDOG_USEC".to_owned(), probe.period.as_duration().as_micros().to_string());
+    }
     let first = program.argv.first().cloned().unwrap_or_default();
     let first = if first.contains('/') && !first.starts_with('/') {
         format!("{}/{first}", program.cwd.trim_end_matches('/'))

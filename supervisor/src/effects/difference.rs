@@ -10,9 +10,9 @@ use molt_core::{
     wire::{Change, Difference, SectionChange},
 };
 
-use super::{Context, Fault, plan::Policy};
+use super::{Context, Fault, bounded, plan::Policy};
 
-/// Most lines of a section that are told.
+/// Most lines of a section, and most variables, that are told.
 const LINES: usize = 200;
 
 /// A generation and its policy's text.
@@ -66,8 +66,8 @@ fn fields(from: &Record, to: &Record) -> Vec<Change> {
     let hidden = |changed: bool| changed.then(|| "(not shown)".to_owned());
     let names = from.program.env.keys().chain(to.program.env.keys()).collect::<std::collections::BTreeSet<_>>();
     let differs = |name: &&&String| from.program.env.get(**name) != to.program.env.get(**name);
-    changes.extend(names.iter().filter(differs).map(|name| Change {
-        field: format!("program.env.{name}"),
+    changes.extend(names.iter().filter(differs).take(LINES).map(|name| Change {
+        field: format!("program.env.{}", molt_core::order::cut(name)),
         from: hidden(from.program.env.contains_key(*name)),
         to: hidden(to.program.env.contains_key(*name)),
     }));
@@ -78,7 +78,8 @@ fn changes(from: &BTreeMap<String, String>, to: &BTreeMap<String, String>) -> Ve
     let names: std::collections::BTreeSet<&String> = from.keys().chain(to.keys()).collect();
     let pairs = names.into_iter().map(|name| (name, from.get(name), to.get(name)));
     let changed = pairs.filter(|(_, from, to)| from != to);
-    changed.map(|(name, from, to)| Change { field: name.clone(), from: from.cloned(), to: to.cloned() }).collect()
+    let told = |text: Option<&String>| text.cloned().map(bounded);
+    changed.map(|(name, from, to)| Change { field: name.clone(), from: told(from), to: told(to) }).collect()
 }
 
 /// What differs between two policies, section by section.

@@ -73,6 +73,26 @@ pub(crate) struct Context {
     pub(crate) proc: molt_core::launch::ProcMode,
 }
 
+/// Longest message about how something ended, in bytes. It goes into the history, the events and every status, and may name
+/// what an image says of itself.
+const LONGEST: usize = 16 << 10;
+/// The machine says after a fault what runs now; that must not be what is cut off.
+const LONGEST_FAULT: usize = LONGEST - (1 << 10);
+
+/// A message of at most 16 KiB; what is cut off shows.
+pub(crate) fn bounded(message: String) -> String {
+    bounded_to(LONGEST, message)
+}
+
+fn bounded_to(most: usize, mut message: String) -> String {
+    const MORE: char = '…';
+    if message.len() > most {
+        message.truncate(message.floor_char_boundary(most - MORE.len_utf8()));
+        message.push(MORE);
+    }
+    message
+}
+
 /// Why an effect failed.
 #[derive(Debug, Clone)]
 pub(crate) struct Fault {
@@ -84,7 +104,7 @@ pub(crate) struct Fault {
 
 impl Fault {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: bounded_to(LONGEST_FAULT, message.into()) }
     }
 
     /// Whether it is a refusal by rule (exit status 6) rather than a failure (1).
@@ -132,5 +152,24 @@ impl From<crate::rootfs::RootError> for Fault {
 impl From<crate::store::StoreError> for Fault {
     fn from(error: crate::store::StoreError) -> Self {
         Self::new(error.code(), format!("failed to {}", chain(&error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_as_long_as_it_may_be_and_no_longer() {
+        for unit in ["x", "ä", "€", "🦀"] {
+            let fault = Fault::new(Code::Internal, unit.repeat(8 << 20));
+            assert!((LONGEST_FAULT - 4..=LONGEST_FAULT).contains(&fault.message.len()), "{}", fault.message.len());
+            assert!(fault.message.starts_with(unit) && fault.message.ends_with('…'));
+            let end = bounded(format!("{}; generation 1 runs", fault.message));
+            assert!(end.ends_with("…; generation 1 runs"), "what runs is said");
+            let end = bounded(unit.repeat(LONGEST));
+            assert!(end.len() <= LONGEST && (end.len() == LONGEST || end.ends_with('…')));
+        }
+        assert_eq!(Fault::new(Code::Internal, "short").message, "short");
     }
 }

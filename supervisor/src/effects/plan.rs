@@ -10,7 +10,8 @@ use molt_core::{
     generation::{LayerName, Program, Record, VERSION},
     ids::{Digest, Generation, ImageRef},
     journal::Slot,
-    spec::{self, Spec},
+    order::cut,
+    spec::{self, Spec, Violations},
     wire::PlanView,
 };
 use molt_oci::{ImageConfig, Resolved};
@@ -30,15 +31,30 @@ pub(crate) enum Policy {
 }
 
 impl Policy {
-    /// Checks a text: empty is the default. All violations come at once.
-    pub(crate) fn read(text: &str) -> Result<Self, Fault> {
+    /// Refuses a text that somebody gave and that has nothing in it: a file that was cut short must not mean the default.
+    pub(crate) fn given(text: Option<&str>) -> Result<(), Fault> {
+        match text {
+            Some(text) if text.trim().is_empty() => {
+                let why = "the policy is empty: write it out, or leave it out to keep the one in force";
+                Err(Fault::new(Code::Invalid, why))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks a text: empty is the default, for who gave none. All violations come at once.
+    pub(crate) fn parse(text: &str) -> Result<Self, Violations> {
         match text.trim() {
             "" => Ok(Self::Default),
             "unconfined" => Ok(Self::Unconfined),
-            _ => molt_policy::parse(text.as_bytes())
-                .map(|policy| Self::Written(Box::new(policy)))
-                .map_err(|violations| Fault::new(Code::Invalid, format!("the policy is not valid:\n{violations}"))),
+            _ => molt_policy::parse(text.as_bytes()).map(|policy| Self::Written(Box::new(policy))),
         }
+    }
+
+    /// The same, in words for whoever asked.
+    pub(crate) fn read(text: &str) -> Result<Self, Fault> {
+        Self::parse(text)
+            .map_err(|violations| Fault::new(Code::Invalid, format!("the policy is not valid:\n{violations}")))
     }
 
     /// Names it.
@@ -181,19 +197,20 @@ fn warnings(spec: &Spec, image: &ImageConfig, program: &Program) -> Vec<String> 
     let shadowed = !own.is_empty() && !own.iter().copied().eq(&program.argv);
     if shadowed && !(spec.workload.command.is_empty() && spec.workload.args.is_empty()) {
         let own: Vec<&str> = own.iter().map(|word| word.as_str()).collect();
-        warnings.push(format!("the spec's command is run, not the image's own: {}", own.join(" ")));
+        warnings.push(format!("the spec's command is run, not the image's own: {}", cut(&own.join(" "))));
     }
     let base = |text: &str| text.rsplit('/').next().unwrap_or(text).to_owned();
     let names: Vec<String> = program.argv.iter().map(|word| base(word)).collect();
     let first = names.first().map_or("", String::as_str);
     let whole = program.argv.first().map_or("", String::as_str);
+    let shown = cut(whole);
     if whole == "/init" || first == "s6-svscan" || first.starts_with("s6-overlay") {
         warnings
-            .push(format!("{whole} looks like s6-overlay, which wants to be PID 1 and root; run its program directly"));
+            .push(format!("{shown} looks like s6-overlay, which wants to be PID 1 and root; run its program directly"));
     }
     if first == "systemd" || whole == "/sbin/init" || whole == "/usr/sbin/init" {
         warnings.push(format!(
-            "{whole} looks like systemd, which wants to be PID 1, root, and cgroups; run one service directly"
+            "{shown} looks like systemd, which wants to be PID 1, root, and cgroups; run one service directly"
         ));
     }
     if names.iter().any(|name| matches!(name.as_str(), "gosu" | "su-exec" | "setpriv" | "runuser" | "sudo")) {
@@ -236,4 +253,21 @@ pub(crate) fn view(context: &Context, resolved: &Resolved, draft: &Draft, noop: 
         expected_downtime: None,
         warnings: draft.warnings.clone(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_with_nothing_in_it_is_not_the_default_one() {
+        for empty in ["", " ", "\n\t\n"] {
+            let fault = Policy::given(Some(empty)).unwrap_err();
+            assert_eq!(fault.code, Code::Invalid);
+            assert!(fault.message.starts_with("the policy is empty"), "{}", fault.message);
+        }
+        assert!(Policy::given(None).is_ok() && Policy::given(Some("version: 1")).is_ok());
+        // What is in the store under no policy is the default.
+        assert!(matches!(Policy::read(""), Ok(Policy::Default)));
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::VecDeque,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -12,14 +13,14 @@ use std::{
 use molt_core::{
     ids::Generation,
     machine::{Event, Purpose, Run},
-    spec::{Action, Health, Probe},
+    spec::{Action, Health, Probe, Span},
 };
 use tokio::sync::watch;
 
 use super::Answers;
 use crate::{
     clock::mono_ns,
-    timer::{Instant, sleep, sleep_until},
+    timer::{Instant, Late, sleep_until, timeout_at},
     workload::{
         notify::Said,
         probe::{attempt, describe},
@@ -35,13 +36,15 @@ const MOST_EXTENSION: u32 = 10;
 pub(crate) struct Transcript {
     /// Whose.
     pub(crate) generation: Generation,
+    /// When its run was started: probes are from then on.
+    began: Instant,
     lines: Arc<Mutex<VecDeque<String>>>,
 }
 
 impl Transcript {
-    /// An empty one.
+    /// An empty one, of a run that starts now.
     pub(crate) fn new(generation: Generation) -> Self {
-        Self { generation, lines: Arc::default() }
+        Self { generation, began: Instant::now(), lines: Arc::default() }
     }
 
     fn note(&self, probe: &Probe, result: &Result<(), String>) {
@@ -59,6 +62,48 @@ impl Transcript {
     /// The lines.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+/// By when a program must be ready. It may put that off, but not for ever.
+struct Limit {
+    first: Instant,
+    last: Instant,
+    base: Span,
+}
+
+impl Limit {
+    fn new(base: Span) -> Self {
+        let (now, length) = (Instant::now(), base.as_duration());
+        Self { first: now + length, last: now + length.saturating_mul(MOST_EXTENSION), base }
+    }
+
+    /// As things stand.
+    fn until(&self, said: &watch::Receiver<Said>) -> Instant {
+        said.borrow().extended_until.map_or(self.first, |extended| extended.clamp(self.first, self.last))
+    }
+
+    /// What `future` gives, if it does in time.
+    async fn keep<F: Future>(&self, said: &watch::Receiver<Said>, future: F) -> Result<F::Output, Late> {
+        let mut future = pin!(future);
+        loop {
+            let until = self.until(said);
+            match timeout_at(until, future.as_mut()).await {
+                // It asked for more meanwhile.
+                Err(Late) if self.until(said) > until => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// How long that was.
+    fn describe(&self, said: &watch::Receiver<Said>) -> String {
+        let more = match self.until(said) {
+            until if until == self.first => String::new(),
+            until if until == self.last => format!(" and {MOST_EXTENSION} times that, the most it may ask for"),
+            _ => " and what it asked for beyond".to_owned(),
+        };
+        format!("{}{more}", self.base)
     }
 }
 
@@ -107,47 +152,50 @@ impl Prover {
         result
     }
 
-    /// Startup, then readiness, within the deadline, which the program may extend, but not for ever.
+    /// Startup, then readiness, within the deadline.
     async fn become_ready(&mut self) -> Result<(), String> {
-        let base = self.health.startup_deadline.as_duration();
-        let (deadline, last) = (Instant::now() + base, Instant::now() + base * MOST_EXTENSION);
+        let limit = Limit::new(self.health.startup_deadline);
         for (name, probe) in [("startup", self.health.startup.clone()), ("readiness", self.health.readiness.clone())] {
             let Some(probe) = probe else { continue };
-            sleep(probe.initial_delay.as_duration()).await;
-            let mut hits = 0;
-            loop {
-                let began = Instant::now();
-                let why = match self.ask(&probe).await {
-                    Ok(()) => {
-                        hits += 1;
-                        if hits >= probe.success_threshold {
-                            break;
-                        }
-                        String::new()
-                    }
-                    Err(why) => {
-                        hits = 0;
-                        why
-                    }
-                };
-                let extended = self.said.borrow().extended_until;
-                let until = extended.map_or(deadline, |extended| extended.clamp(deadline, last));
-                if Instant::now() >= until {
-                    let limit = self.health.startup_deadline;
-                    let extended = match until {
-                        until if until == deadline => String::new(),
-                        until if until == last => format!(" and {MOST_EXTENSION} times that, the most it may ask for"),
-                        _ => " and what it asked for beyond".to_owned(),
-                    };
-                    return Err(format!(
-                        "not ready within {limit}{extended}: the {name} probe ({}) says: {why}",
-                        describe(&probe)
-                    ));
-                }
-                self.pause(&probe, began, until).await;
+            let mut why = "it has not been asked yet".to_owned();
+            if self.succeed(&limit, &probe, &mut why).await.is_err() {
+                let limit = limit.describe(&self.said);
+                return Err(format!("not ready within {limit}: the {name} probe ({}) says: {why}", describe(&probe)));
             }
         }
         Ok(())
+    }
+
+    /// Asks until the probe succeeds; `why` is what it said last.
+    async fn succeed(&mut self, limit: &Limit, probe: &Probe, why: &mut String) -> Result<(), Late> {
+        limit.keep(&self.said, sleep_until(self.first(probe))).await?;
+        let mut hits = 0;
+        loop {
+            let began = Instant::now();
+            match limit.keep(&self.said, self.ask(probe)).await {
+                Ok(Ok(())) => {
+                    hits += 1;
+                    if hits >= probe.success_threshold {
+                        return Ok(());
+                    }
+                    *why = format!("{hits} of {} successes in a row", probe.success_threshold);
+                }
+                Ok(Err(message)) => {
+                    hits = 0;
+                    *why = message;
+                }
+                Err(Late) => {
+                    *why = format!("no answer yet after {} ms", began.elapsed().as_millis());
+                    self.transcript.note(probe, &Err(why.clone()));
+                    return Err(Late);
+                }
+            }
+            let until = limit.until(&self.said);
+            if Instant::now() >= until {
+                return Err(Late);
+            }
+            self.pause(probe, began, until).await;
+        }
     }
 
     /// Until the next attempt is due; a notification cuts it short. Early attempts come faster than the period: a program
@@ -166,104 +214,140 @@ impl Prover {
         }
     }
 
-    /// The monitor window: ready and alive for that long.
-    async fn monitor(&mut self) -> Result<(), String> {
-        let window = self.health.monitor.as_duration();
-        let until = Instant::now() + window;
-        let mut misses = [0u32; 2];
-        let probes: Vec<(usize, &'static str, Probe)> =
-            [(0, "readiness", self.health.readiness.clone()), (1, "liveness", self.health.liveness.clone())]
-                .into_iter()
-                .filter_map(|(at, name, probe)| Some((at, name, probe?)))
-                .filter(|(_, _, probe)| !matches!(probe.action, Action::Notify))
-                .collect();
-        let period = probes.iter().map(|(_, _, probe)| probe.period.as_duration()).min();
-        while Instant::now() < until {
-            let Some(period) = period else {
-                sleep_until(until).await;
-                break;
-            };
-            sleep_until((Instant::now() + period).min(until)).await;
-            for (at, name, probe) in &probes {
-                let result = self.ask(probe).await;
-                let Some(count) = misses.get_mut(*at) else { continue };
-                match result {
-                    Ok(()) => *count = 0,
-                    Err(why) => {
-                        *count += 1;
-                        if *count >= probe.failure_threshold {
-                            return Err(format!(
-                                "the {name} probe ({}) failed {count} times in its trial: {why}",
-                                describe(probe)
-                            ));
-                        }
-                    }
-                }
-            }
-        }
-        // A program that was never ready at the end of its window is not healthy, whatever the counts say.
-        if misses == [0, 0] || probes.is_empty() { Ok(()) } else { self.last_word(&probes).await }
+    /// When `probe` may be asked for the first time.
+    fn first(&self, probe: &Probe) -> Instant {
+        self.transcript.began + probe.initial_delay.as_duration()
     }
 
-    async fn last_word(&self, probes: &[(usize, &'static str, Probe)]) -> Result<(), String> {
-        for (_, name, probe) in probes {
-            let mut last = Ok(());
-            for _ in 0..probe.failure_threshold {
-                last = self.ask(probe).await;
-                if last.is_ok() {
-                    break;
-                }
-                sleep(probe.period.as_duration()).await;
+    /// The monitor window: ready and alive for that long.
+    async fn monitor(&self) -> Result<(), String> {
+        let window = self.health.monitor.as_duration();
+        if window.is_zero() {
+            return Ok(());
+        }
+        let until = Instant::now() + window;
+        let [readiness, liveness] = self.followed();
+        tokio::try_join!(self.stay(readiness, until), self.stay(liveness, until)).map(|_| ())
+    }
+
+    /// Readiness and liveness as they are asked after the first success. Readiness that was notified is not asked again:
+    /// what takes it back is heard.
+    fn followed(&self) -> [Option<Turns<'_>>; 2] {
+        let readiness = self.health.readiness.as_ref().filter(|probe| !matches!(probe.action, Action::Notify));
+        let liveness = self.health.liveness.as_ref();
+        [
+            readiness.map(|probe| Turns::new(self, "readiness", probe)),
+            liveness.map(|probe| Turns::new(self, "liveness", probe)),
+        ]
+    }
+
+    /// Asks until the window is over, once at its end at least, and on until the last answer is a good one: a program that
+    /// is not well at the end of its window is not healthy, whatever the counts say.
+    async fn stay(&self, turns: Option<Turns<'_>>, until: Instant) -> Result<(), String> {
+        let Some(mut turns) = turns else {
+            sleep_until(until).await;
+            return Ok(());
+        };
+        while turns.misses > 0 || Instant::now() < until {
+            if turns.misses == 0 && !turns.is_due_by(until) {
+                sleep_until(until).await;
+                break;
             }
-            last.map_err(|why| {
-                format!("the {name} probe ({}) failed at the end of its trial: {why}", describe(probe))
-            })?;
+            if let Err(why) = turns.next().await
+                && turns.is_over()
+            {
+                return Err(format!("{} in its trial: {why}", turns.describe()));
+            }
         }
         Ok(())
     }
 
     /// After confirm: readiness is shown, liveness is acted upon.
-    async fn watch(&mut self) {
-        let mut ready = true;
-        let (mut not_ready, mut not_alive) = (0u32, 0u32);
-        let mut watchdogs = self.said.borrow().watchdogs;
-        let probes = [self.health.readiness.clone(), self.health.liveness.clone()];
-        let Some(period) = probes.iter().flatten().map(|probe| probe.period.as_duration()).min() else { return };
+    async fn watch(&self) {
+        let [readiness, liveness] = self.followed();
+        if readiness.is_none() && liveness.is_none() {
+            return;
+        }
+        tokio::select! {
+            () = self.show(readiness) => {}
+            message = Self::outlive(liveness) => self.tell_unhealthy(message),
+        }
+    }
+
+    /// Tells when it is not ready any more, and when it is again.
+    async fn show(&self, turns: Option<Turns<'_>>) {
+        let Some(mut turns) = turns else { return std::future::pending().await };
+        let (mut ready, mut hits) = (true, 0);
         loop {
-            sleep(period).await;
-            if let [Some(probe), _] = &probes
-                && !matches!(probe.action, Action::Notify)
-            {
-                let ok = self.ask(probe).await.is_ok();
-                not_ready = if ok { 0 } else { not_ready + 1 };
-                let now = if ready { not_ready < probe.failure_threshold } else { ok };
-                if now != ready {
-                    ready = now;
-                    self.tell_ready(ready);
-                }
-            }
-            if let [_, Some(probe)] = &probes {
-                let result = if matches!(probe.action, Action::Notify) {
-                    let seen = self.said.borrow().watchdogs;
-                    let fresh = seen > watchdogs;
-                    watchdogs = seen;
-                    if fresh { Ok(()) } else { Err("no WATCHDOG=1 within a period".to_owned()) }
-                } else {
-                    self.ask(probe).await
-                };
-                match result {
-                    Ok(()) => not_alive = 0,
-                    Err(why) => {
-                        not_alive += 1;
-                        if not_alive >= probe.failure_threshold {
-                            return self.tell_unhealthy(format!(
-                                "the liveness probe ({}) failed {not_alive} times: {why}",
-                                describe(probe)
-                            ));
-                        }
-                    }
-                }
+            hits = if turns.next().await.is_ok() { hits + 1 } else { 0 };
+            let now = if ready { !turns.is_over() } else { hits >= turns.probe.success_threshold };
+            if now != ready {
+                ready = now;
+                self.tell_ready(ready);
             }
         }
+    }
+
+    /// Waits until it has failed.
+    async fn outlive(turns: Option<Turns<'_>>) -> String {
+        let Some(mut turns) = turns else { return std::future::pending().await };
+        loop {
+            if let Err(why) = turns.next().await
+                && turns.is_over()
+            {
+                return format!("{}: {why}", turns.describe());
+            }
+        }
+    }
+}
+
+/// One probe, asked again and again, a period after it was asked last.
+struct Turns<'a> {
+    prover: &'a Prover,
+    name: &'static str,
+    probe: &'a Probe,
+    due: Instant,
+    /// In a row.
+    misses: u32,
+    /// As many `WATCHDOG=1` had come when it was looked last.
+    watchdogs: u64,
+}
+
+impl<'a> Turns<'a> {
+    fn new(prover: &'a Prover, name: &'static str, probe: &'a Probe) -> Self {
+        let due = (Instant::now() + probe.period.as_duration()).max(prover.first(probe));
+        Self { prover, name, probe, due, misses: 0, watchdogs: prover.said.borrow().watchdogs }
+    }
+
+    /// Whether it can be asked at the end of a window: a probe that waits for words must have its period.
+    fn is_due_by(&mut self, until: Instant) -> bool {
+        if !matches!(self.probe.action, Action::Notify) {
+            self.due = self.due.min(until.max(self.prover.first(self.probe)));
+        }
+        self.due <= until
+    }
+
+    async fn next(&mut self) -> Result<(), String> {
+        sleep_until(self.due).await;
+        self.due = Instant::now() + self.probe.period.as_duration();
+        let result = if matches!(self.probe.action, Action::Notify) {
+            let seen = self.prover.said.borrow().watchdogs;
+            let fresh = seen > std::mem::replace(&mut self.watchdogs, seen);
+            let result = if fresh { Ok(()) } else { Err(format!("no WATCHDOG=1 within {}", self.probe.period)) };
+            self.prover.transcript.note(self.probe, &result);
+            result
+        } else {
+            self.prover.ask(self.probe).await
+        };
+        self.misses = if result.is_ok() { 0 } else { self.misses.saturating_add(1) };
+        result
+    }
+
+    fn is_over(&self) -> bool {
+        self.misses >= self.probe.failure_threshold
+    }
+
+    fn describe(&self) -> String {
+        format!("the {} probe ({}) failed {} times", self.name, describe(self.probe), self.misses)
     }
 }

@@ -23,10 +23,23 @@ const NAME: usize = 200;
 /// Most tokens.
 pub(super) const TOKENS: usize = 1024;
 
-/// Whether `name` can be the name of a sandbox or operator, and of a file: lower-case letters, digits, `-` and `.`.
+/// What a name must be.
+pub(super) const RULE: &str = "parts of 1 to 63 lower-case letters, digits and -, with . between them and no - at the \
+                               begin or end of one, at most 200 in all";
+
+/// Whether `name` can be the name of a sandbox or operator, and of a file. One that is no DNS name would be in a certificate,
+/// and be taken for none by who verifies it.
 pub(crate) fn is_name(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
-    !name.is_empty() && name.len() <= NAME && name.bytes().all(plain) && !name.starts_with(['.', '-'])
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let label = |part: &str| {
+        matches!(part.len(), 1..=63) && part.bytes().all(plain) && !part.starts_with('-') && !part.ends_with('-')
+    };
+    name.len() <= NAME && name.split('.').all(label)
+}
+
+/// An error that says what a name must be, if this is none.
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    if is_name(name) { Ok(()) } else { Err(format!("{} is no name: {RULE}", molt_core::order::cut(name))) }
 }
 
 /// What somebody is to the gateway.
@@ -44,6 +57,13 @@ pub(crate) enum Role {
 pub(super) struct Who {
     role: Role,
     name: String,
+}
+
+#[cfg(test)]
+impl Who {
+    pub(super) fn new(role: Role, name: &str) -> Self {
+        Self { role, name: name.to_owned() }
+    }
 }
 
 /// The names in a certificate that TLS has verified.

@@ -13,7 +13,7 @@ use rcgen::{
 };
 
 use super::{
-    auth::{self, OPERATOR, Role, SANDBOX, TOKENS, Token, is_name},
+    auth::{self, OPERATOR, Role, SANDBOX, TOKENS, Token, check_name},
     files,
 };
 use crate::observe::log;
@@ -42,9 +42,7 @@ pub(crate) struct Made {
 /// Makes what is not there yet in `folder`: `ca.pem` and `ca-key.pem`, `server/`, `operators/NAME/`, `sandboxes/NAME/`.
 pub(crate) fn init(folder: &Path, issue: &Issue) -> Result<Made, String> {
     for name in issue.sandboxes.iter().chain(&issue.operators) {
-        if !is_name(name) {
-            return Err(format!("{name} is no name: lower-case letters, digits, - and ., at most 200"));
-        }
+        check_name(name)?;
     }
     make(folder)?;
     let authority = Authority::open(folder)?;
@@ -68,9 +66,7 @@ pub(crate) fn init(folder: &Path, issue: &Issue) -> Result<Made, String> {
 
 /// Makes a token for `name`, and keeps its hash in the gateway's store.
 pub(crate) fn token(store: &Path, role: Role, name: &str) -> Result<String, String> {
-    if !is_name(name) {
-        return Err(format!("{name} is no name: lower-case letters, digits, - and ., at most 200"));
-    }
+    check_name(name)?;
     make(store)?;
     let path = store.join("tokens.json");
     let mut tokens = auth::tokens(&path)?;

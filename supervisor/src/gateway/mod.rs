@@ -16,6 +16,7 @@ mod openapi;
 mod routes;
 mod serve;
 mod store;
+mod strangers;
 
 #[cfg(test)]
 mod tests;

@@ -30,6 +30,7 @@ use super::{
     auth::{Asker, Guard, Who},
     openapi,
     store::Store,
+    strangers::Stranger,
 };
 use crate::api::answer::{Input, Refused, json};
 
@@ -87,11 +88,13 @@ pub(super) fn router(gateway: Shared) -> Router {
 async fn admit(
     State(gateway): State<Shared>,
     Extension(who): Extension<Arc<[Who]>>,
+    Extension(stranger): Extension<Arc<Stranger>>,
     mut request: Request,
     next: Next,
 ) -> Response {
     match gateway.guard.asker(&who, request.headers()) {
         Ok(asker) => {
+            stranger.let_in();
             request.extensions_mut().insert(asker);
             match timeout(REQUEST + Duration::from_secs(WAIT), next.run(request)).await {
                 Ok(response) => response,
@@ -101,7 +104,11 @@ async fn admit(
                 }
             }
         }
-        Err(stranger) => stranger.into_response(),
+        Err(refused) => {
+            // A stranger has asked once; the place is for somebody else.
+            let close = (header::CONNECTION, HeaderValue::from_static("close"));
+            ([close], refused).into_response()
+        }
     }
 }
 

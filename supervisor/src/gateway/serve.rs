@@ -24,17 +24,20 @@ use super::{
     files::{self, Stamp},
     routes::{self, Gateway},
     store::Store,
+    strangers::{Stranger, Strangers},
 };
 
 /// Connections served at once: some for each of a handful of sandboxes, and for those who ask.
 const CONNECTIONS: usize = 512;
+/// Of these, for those who have not been let in.
+pub(super) const STRANGERS: usize = CONNECTIONS / 2;
 /// For TLS to be agreed on.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How often the files are looked at where nobody calls.
 const LOOK: Duration = Duration::from_secs(2);
 /// For an answer under way where the files were renewed.
 const LAST_ANSWER: Duration = Duration::from_secs(1);
-/// For the head of a request, and between two of them.
+/// For the head of a request, and between two of them, once somebody was let in.
 const HEAD: Duration = Duration::from_mins(1);
 
 /// What to serve.
@@ -60,10 +63,15 @@ pub(crate) fn serve(serve: &Serve) -> Result<std::convert::Infallible, String> {
         .enable_all()
         .build()
         .map_err(|error| format!("failed to start: {error}"))?;
-    runtime.block_on(run(serve))
+    runtime.block_on(run(serve, |address| {
+        use std::io::Write as _;
+        // Whether anybody reads it does not matter.
+        let _ = writeln!(std::io::stdout(), "https://{address}");
+    }))
 }
 
-async fn run(serve: &Serve) -> Result<std::convert::Infallible, String> {
+/// The same; `listens` is told where, once.
+pub(super) async fn run(serve: &Serve, listens: impl FnOnce(SocketAddr)) -> Result<std::convert::Infallible, String> {
     let store = Store::open(&serve.store)?;
     let guard = Guard { tokens: serve.store.join("tokens.json"), operators: serve.operators.clone() };
     auth::tokens(&guard.tokens)?;
@@ -71,14 +79,9 @@ async fn run(serve: &Serve) -> Result<std::convert::Infallible, String> {
     let listener = TcpListener::bind(serve.listen)
         .await
         .map_err(|error| format!("failed to listen on {}: {error}", serve.listen))?;
-    let address = listener.local_addr().map_err(|error| error.to_string())?;
-    {
-        use std::io::Write as _;
-        // Whether anybody reads it does not matter.
-        let _ = writeln!(std::io::stdout(), "https://{address}");
-    }
+    listens(listener.local_addr().map_err(|error| error.to_string())?);
     let router = routes::router(Arc::new(Gateway { store: Arc::new(store), guard }));
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let (slots, strangers) = (Arc::new(Semaphore::new(CONNECTIONS)), Strangers::new(STRANGERS));
     let (renewals, renewed) = watch::channel(());
     loop {
         // Files are looked at also while every place is taken: it may be that its holder is not to have it any more.
@@ -97,8 +100,8 @@ async fn run(serve: &Serve) -> Result<std::convert::Infallible, String> {
             }
         };
         let (Ok(slot), accepted) = accepted else { return Err("no more connections".to_owned()) };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match accepted {
+            Ok((stream, from)) => (stream, from.ip()),
             Err(error) => {
                 // Out of descriptors: they come back when connections end.
                 tracing::warn!(%error, "a connection could not be taken");
@@ -108,8 +111,9 @@ async fn run(serve: &Serve) -> Result<std::convert::Infallible, String> {
         };
         let (acceptor, router, mut renewed) = (tls.acceptor.clone(), router.clone(), renewed.clone());
         renewed.mark_unchanged();
+        let stranger = Arc::new(strangers.comes(from));
         tokio::spawn(async move {
-            connection(acceptor, stream, router, renewed).await;
+            connection(acceptor, stream, router, renewed, stranger).await;
             drop(slot);
         });
     }
@@ -165,22 +169,37 @@ impl Tls {
     }
 }
 
-/// Serves a connection until it ends, or until there are other authorities or tokens than those it was let in by.
-async fn connection(acceptor: TlsAcceptor, stream: TcpStream, router: Router, mut renewed: watch::Receiver<()>) {
+/// Serves a connection until it ends, until there are other authorities or tokens than those it was let in by, or until who
+/// was not let in has to go.
+async fn connection(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    router: Router,
+    mut renewed: watch::Receiver<()>,
+    stranger: Arc<Stranger>,
+) {
     let _ = stream.set_nodelay(true);
-    let Ok(Ok(tls)) = timeout(HANDSHAKE, acceptor.accept(stream)).await else { return };
+    let agreed = tokio::select! {
+        agreed = timeout(HANDSHAKE, acceptor.accept(stream)) => agreed,
+        () = stranger.has_to_go() => return,
+    };
+    let Ok(Ok(tls)) = agreed else { return };
     let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let who: Arc<[Who]> = certificate.map(auth::names).unwrap_or_default().into();
-    let service = TowerToHyperService::new(router.layer(axum::Extension(who)));
+    if !who.is_empty() {
+        stranger.let_in();
+    }
+    let router = router.layer(axum::Extension(who)).layer(axum::Extension(Arc::clone(&stranger)));
     let mut http = http1::Builder::new();
     http.max_buf_size(16 << 10).max_headers(32).timer(TokioTimer::new()).header_read_timeout(HEAD);
-    let mut served = pin!(http.serve_connection(TokioIo::new(tls), service));
+    let mut served = pin!(http.serve_connection(TokioIo::new(tls), TowerToHyperService::new(router)));
     tokio::select! {
         ended = &mut served => {
             if let Err(error) = ended {
                 tracing::debug!(%error, "a connection ended early");
             }
         }
+        () = stranger.overstays() => {}
         _ = renewed.changed() => {
             // Who asks at this moment gets an answer; whoever waits asks again.
             served.as_mut().graceful_shutdown();

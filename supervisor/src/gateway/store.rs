@@ -21,7 +21,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{auth::is_name, files};
+use super::{auth::check_name, files};
 use crate::{aside, observe::log};
 
 /// Version of every document here.
@@ -158,9 +158,9 @@ impl Store {
     pub(super) fn welcome(&self, name: &str) -> Result<(), Problem> {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         if !all.contains_key(name) {
-            if all.len() >= SANDBOXES || !is_name(name) {
-                let why = format!("this gateway serves {SANDBOXES} sandboxes at most, with names of 200 characters");
-                return Err(Problem::new(Code::NoSpace, why));
+            check_name(name).map_err(|why| Problem::new(Code::Invalid, why))?;
+            if all.len() >= SANDBOXES {
+                return Err(Problem::new(Code::NoSpace, format!("this gateway serves {SANDBOXES} sandboxes at most")));
             }
             all.insert(name.to_owned(), Entry::new(Kept::new(name)));
         }

@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 #[derive(Clone, Copy)]
 enum Line {
     Text,
-    /// It spells control characters out already, in its own way.
+    /// It spells some control characters out already, in its own way.
     Json,
 }
 
@@ -17,7 +17,7 @@ impl std::io::Write for Line {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
         match self {
             Self::Text => super::standard::log(one(line).as_bytes()),
-            Self::Json => super::standard::log(line),
+            Self::Json => super::standard::log(super::marked::json(&String::from_utf8_lossy(line)).as_bytes()),
         }
         Ok(line.len())
     }

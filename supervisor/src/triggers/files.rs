@@ -81,9 +81,9 @@ impl Watches {
         Ok(made)
     }
 
-    /// Watches each folder there is; a folder that is watched already stays so.
+    /// Watches each folder there is, and no other one any more; a folder that is watched already stays so.
     fn renew(&mut self) {
-        self.names.clear();
+        let before = std::mem::take(&mut self.names);
         self.lacking = false;
         for file in self.files.clone() {
             self.add(&file, &file);
@@ -94,6 +94,10 @@ impl Watches {
             {
                 self.add(&real, &file);
             }
+        }
+        for number in before.into_keys().filter(|number| !self.names.contains_key(number)) {
+            // EINVAL: the folder is gone, and its watch with it.
+            let _ = inotify::remove_watch(self.fd.get_ref(), number);
         }
     }
 
@@ -134,7 +138,8 @@ impl Watches {
             };
             let Some(seen) = next else { return all };
             let before = self.lacking;
-            if seen.renew || before {
+            // Where a link leads may be what has changed.
+            if seen.renew || before || !seen.changed.is_empty() {
                 self.renew();
             }
             all.extend(seen.changed);
@@ -261,6 +266,32 @@ mod tests {
                 std::os::unix::fs::symlink("..data/spec", volume.join("spec")).unwrap();
             }
             assert!(bench.told().await.ends_with("/volume/spec"));
+            bench.silent().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_link_is_followed_to_where_it_leads_now() {
+        let mut bench = Bench::new(&["etc/spec"]);
+        let link = bench.at("etc/spec");
+        for folder in ["etc", "data/a", "data/b"] {
+            std::fs::create_dir_all(bench.at(folder)).unwrap();
+        }
+        tokio::task::yield_now().await;
+        // The link comes after the watch, and is replaced in one step, as `ln -sfn` and `mv -T` do it.
+        for target in ["data/a/spec", "data/b/spec", "data/a/spec"] {
+            std::fs::write(bench.at(target), "first").unwrap();
+            std::os::unix::fs::symlink(bench.at(target), bench.at("etc/new")).unwrap();
+            std::fs::rename(bench.at("etc/new"), &link).unwrap();
+            assert!(bench.told().await.ends_with("/etc/spec"));
+            bench.silent().await;
+            for text in ["second", "third"] {
+                std::fs::write(bench.at(target), text).unwrap();
+                assert!(bench.told().await.ends_with("/etc/spec"), "{target}: {text}");
+                bench.silent().await;
+            }
+            let other = if target == "data/a/spec" { "data/b/spec" } else { "data/a/spec" };
+            std::fs::write(bench.at(other), "nobody's any more").unwrap();
             bench.silent().await;
         }
     }

@@ -12,11 +12,11 @@ use std::{
 use molt_core::{
     ids::ImageRef,
     machine::Wanted,
-    spec::{self, PolicySource, Spec},
+    spec::{self, PolicySource, Spec, Violations, document::Places},
 };
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 
-use super::annotations;
+use super::{annotations, gateway, order::key::Key};
 use crate::{
     cli::InitArgs,
     effects::plan::{self, sha256},
@@ -92,7 +92,7 @@ impl Source {
 
     /// A path that may be relative to the spec's own folder.
     fn beside(&self, path: &str) -> PathBuf {
-        self.file.as_deref().and_then(Path::parent).unwrap_or(Path::new("/")).join(path)
+        beside(self.file.as_deref().unwrap_or(Path::new("/")), path)
     }
 
     /// Reads all of it. Blocks.
@@ -101,7 +101,7 @@ impl Source {
             None => Spec::default(),
             Some(path) => {
                 let text = text(path, spec::MAX_BYTES)?;
-                spec::parse(&text)
+                document(&text, |_, _| Violations::default())
                     .map_err(|violations| format!("{} is not a valid spec:\n{violations}", path.display()))?
             }
         };
@@ -124,17 +124,7 @@ impl Source {
             spec.workload.args.clear();
         }
         spec.check().map_err(|violations| format!("the spec is not valid:\n{violations}"))?;
-        let policy = match (&self.policy, noted.policy, &spec.policy, &spec.policy_file) {
-            (Some(path), ..) => text(path, molt_policy::MAX_BYTES)?,
-            (None, Some(policy), ..) => policy,
-            (None, None, Some(PolicySource::Unconfined), _) => "unconfined".to_owned(),
-            (None, None, Some(PolicySource::Inline(policy)), _) => {
-                serde_json::Value::Object(policy.clone()).to_string()
-            }
-            (None, None, None, Some(path)) => text(&self.beside(path), molt_policy::MAX_BYTES)?,
-            (None, None, None, None) => String::new(),
-        };
-        plan::Policy::read(&policy).map_err(|fault| fault.message)?;
+        let policy = self.policy_of(&spec, noted.policy)?;
         if spec.image.is_none() && spec.workload.command.is_empty() {
             let why = astray.map(|why| format!("; {why}")).unwrap_or_default();
             return Err(format!(
@@ -142,6 +132,21 @@ impl Source {
             ));
         }
         Ok(Taken { spec, policy, astray })
+    }
+
+    /// The text of the policy: by flag, by annotation, in the spec, in a file that the spec names; empty for the default.
+    fn policy_of(&self, spec: &Spec, noted: Option<String>) -> Result<String, String> {
+        Ok(match (&self.policy, noted, &spec.policy, &spec.policy_file) {
+            (Some(path), ..) => policy_file(path).map_err(|faults| faults.join("\n"))?,
+            (None, Some(policy), ..) => policy,
+            (None, None, Some(PolicySource::Unconfined), _) => "unconfined".to_owned(),
+            // It was judged where it stands.
+            (None, None, Some(PolicySource::Inline(policy)), _) => {
+                serde_json::Value::Object(policy.clone()).to_string()
+            }
+            (None, None, None, Some(path)) => policy_file(&self.beside(path)).map_err(|faults| faults.join("\n"))?,
+            (None, None, None, None) => String::new(),
+        })
     }
 
     /// What the annotations say.
@@ -169,6 +174,43 @@ impl Source {
 struct Noted {
     image: Option<ImageRef>,
     policy: Option<String>,
+}
+
+/// A spec document, with all that stands in it in a form of its own: a policy, keys, the gateway's address. `more` may find
+/// more. What Molt starts with and what `molt spec check` calls fine is the same, by this.
+pub(crate) fn document(text: &str, more: impl FnOnce(&Spec, &Places) -> Violations) -> Result<Spec, Violations> {
+    let policy = |node: &spec::document::Node| molt_policy::from_node(node).err().unwrap_or_default();
+    spec::parse_with(text, policy, |spec, places| {
+        let mut found = more(spec, places);
+        let keys = spec.orders.keys.iter().enumerate().filter(|(_, key)| key.key.is_some() && key.file.is_none());
+        for (index, why) in keys.filter_map(|(index, key)| Some((index, Key::of(key).err()?))) {
+            found.0.push(places.violation(&format!("spec.orders.keys[{index}].key"), why));
+        }
+        let settings = spec.gateway.as_ref().filter(|settings| settings.url_fault().is_none());
+        if let Some(Err(fault)) = settings.map(gateway::dial) {
+            found.0.push(places.violation("spec.gateway.url", fault.to_string()));
+        }
+        found
+    })
+}
+
+/// A path that may be relative to the folder of the spec in `file`.
+pub(crate) fn beside(file: &Path, path: &str) -> PathBuf {
+    file.parent().unwrap_or(Path::new("/")).join(path)
+}
+
+/// The text of a file with a policy, which is checked: else every fault with the file's name. One with nothing in it was cut
+/// short, and does not mean the default.
+pub(crate) fn policy_file(path: &Path) -> Result<String, Vec<String>> {
+    let name = path.display();
+    let text = text(path, molt_policy::MAX_BYTES).map_err(|why| vec![why])?;
+    if text.trim().is_empty() {
+        return Err(vec![format!("{name} is empty: write the policy into it, or name no file for the default one")]);
+    }
+    match plan::Policy::parse(&text) {
+        Ok(_) => Ok(text),
+        Err(faults) => Err(faults.0.iter().map(|fault| format!("{name}:{fault}")).collect()),
+    }
 }
 
 /// The text of a regular file of at most `limit` bytes: opened once, and what was opened is what is looked at and read.
@@ -287,6 +329,72 @@ mod tests {
             assert_eq!(source.read().unwrap().spec.image, "localhost/app:1".parse().ok());
         }
         assert_eq!(source.watched(&source.read().unwrap().spec), [notes]);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn faults_of_an_inline_policy_have_the_places_of_the_spec() {
+        let folder = folder();
+        let wrong = "  image: localhost/app:1\n  state: [relative]\n  policy:\n    version: 1\n    filesystem_policy:\n      \
+                     include_workdir: 3\n      read_onlyy: [/usr]\n  orders:\n    keys:\n      \
+                     - {id: a, algorithm: EdDSA, key: nonsense, operations: [update]}\n";
+        let why = source(&folder, wrong).read().unwrap_err();
+        for line in [
+            "5:11: spec.state[0]: must be an absolute path",
+            "9:24: spec.policy.filesystem_policy.include_workdir: must be true or false",
+            "10:7: spec.policy.filesystem_policy.read_onlyy: unknown field; did you mean 'read_only'?",
+            "13:40: spec.orders.keys[0].key: it must be one PEM block 'PUBLIC KEY', or a JWK",
+        ] {
+            assert!(why.lines().any(|found| found == line), "{line} is not in\n{why}");
+        }
+        assert_eq!(why.lines().count(), 5, "{why}");
+        let good = "  image: localhost/app:1\n  policy: {version: 1, filesystem_policy: {read_only: [/usr]}}\n";
+        let read = source(&folder, good).read().unwrap();
+        // The text is what a change is told by: it stays as it was.
+        assert_eq!(read.policy, r#"{"filesystem_policy":{"read_only":["/usr"]},"version":1}"#);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_gateway_that_could_never_be_dialled_is_a_fault_of_the_spec() {
+        for (url, why) in [
+            ("https://gateway.example.com:99999/", "must have a port"),
+            ("https://[::1", "is no URL"),
+            ("https://[::1]x", "is no URL"),
+            ("https://0.0.0.0/", "an address that no registry has"),
+        ] {
+            let spec = format!("spec: {{gateway: {{url: \"{url}\", tokenFile: /t}}}}");
+            let text = format!("apiVersion: molt.dev/v1alpha1\nkind: Sandbox\n{spec}\n");
+            let faults = document(&text, |_, _| Violations::default()).unwrap_err().to_string();
+            assert!(faults.starts_with("3:23: spec.gateway.url: ") && faults.contains(why), "{faults}");
+            assert_eq!(faults.lines().count(), 1, "{faults}");
+        }
+    }
+
+    #[test]
+    fn a_policy_file_with_nothing_in_it_is_refused() {
+        let folder = folder();
+        let policy = folder.join("policy.yaml");
+        let mut source = source(&folder, "  image: localhost/app:1\n  policyFile: policy.yaml\n");
+        let mut flag = Source { policy: Some(policy.clone()), ..source.clone() };
+        flag.file = None;
+        flag.image = Some("localhost/app:1".to_owned());
+        for empty in ["", " \n", "\n\n"] {
+            std::fs::write(&policy, empty).unwrap();
+            for source in [&source, &flag] {
+                let why = source.read().unwrap_err();
+                assert!(why.starts_with(&format!("{} is empty: ", policy.display())), "{why}");
+            }
+        }
+        std::fs::write(&policy, "version: 1\nfilesystem: {}\nlandlock: 5\n").unwrap();
+        let why = flag.read().unwrap_err();
+        assert!(why.lines().count() == 2 && why.contains("policy.yaml:2:1: filesystem: unknown field"), "{why}");
+        for good in ["version: 1\n", "unconfined\n"] {
+            std::fs::write(&policy, good).unwrap();
+            assert_eq!((source.read().unwrap().policy, flag.read().unwrap().policy), (good.into(), good.into()));
+        }
+        (source.policy, flag.policy) = (None, None);
+        assert_eq!(flag.read().unwrap().policy, "", "none is the default");
         std::fs::remove_dir_all(folder).unwrap();
     }
 

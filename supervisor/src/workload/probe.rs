@@ -35,8 +35,8 @@ pub(crate) async fn attempt(probe: &Probe, init: &Arc<Init>, said: &watch::Recei
 pub(crate) fn describe(probe: &Probe) -> String {
     match &probe.action {
         Action::Exec(exec) => format!("exec {}", exec.command.join(" ")),
-        Action::HttpGet(get) => format!("GET http://{}:{}{}", get.host, get.port, get.path),
-        Action::TcpSocket(tcp) => format!("tcp {}:{}", tcp.host, tcp.port),
+        Action::HttpGet(get) => format!("GET http://{}{}", authority(&get.host, get.port), get.path),
+        Action::TcpSocket(tcp) => format!("tcp {}", authority(&tcp.host, tcp.port)),
         Action::Notify => "notify".to_owned(),
     }
 }
@@ -45,7 +45,8 @@ async fn run(init: &Arc<Init>, command: &[String]) -> Result<(), String> {
     let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| format!("failed to open /dev/null: {errno}"))?;
     let fd = null.as_fd();
-    let (id, ended) = init.exec(command.to_vec(), BTreeMap::new(), false, [fd, fd, fd]);
+    let (id, ended) =
+        init.exec(command.to_vec(), BTreeMap::new(), false, [fd, fd, fd]).map_err(|why| why.to_string())?;
     // Dropped by the timeout: the process is killed.
     let guard = KillOnDrop::of(init, id);
     let status = ended.await.map_err(|_| "the generation went away".to_owned())?;
@@ -80,21 +81,27 @@ impl Drop for KillOnDrop {
     }
 }
 
+/// Host and port as a URL and a Host header have them: an IPv6 address in brackets (RFC 9110, 7.2; RFC 3986, 3.2.2).
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     // Addresses and `localhost` only: no resolver, so no NSS.
     let address = if host == "localhost" { "127.0.0.1" } else { host };
     let address: std::net::IpAddr =
         address.trim_matches(['[', ']']).parse().map_err(|_| format!("'{host}' is not an address"))?;
-    TcpStream::connect((address, port)).await.map_err(|error| format!("connect {host}:{port}: {error}"))
+    TcpStream::connect((address, port)).await.map_err(|error| format!("connect {}: {error}", authority(host, port)))
+}
+
+fn request(get: &HttpGet) -> String {
+    let host = authority(&get.host, get.port);
+    format!("GET {} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: molt\r\nConnection: close\r\n\r\n", get.path)
 }
 
 async fn http(get: &HttpGet) -> Result<(), String> {
     let mut stream = connect(&get.host, get.port).await?;
-    let request = format!(
-        "GET {} HTTP/1.1\r\nHost: {}:{}\r\nUser-Agent: molt\r\nConnection: close\r\n\r\n",
-        get.path, get.host, get.port
-    );
-    stream.write_all(request.as_bytes()).await.map_err(|error| format!("send: {error}"))?;
+    stream.write_all(request(get).as_bytes()).await.map_err(|error| format!("send: {error}"))?;
     let mut head = Vec::new();
     let mut chunk = [0; 512];
     loop {
@@ -216,6 +223,16 @@ mod tests {
             assert_eq!(ask(port).await, expected.map_err(str::to_owned), "{shown:?}");
             assert!(start.elapsed() < Duration::from_secs(5), "{shown:?}");
         }
+    }
+
+    #[test]
+    fn an_ipv6_address_is_named_in_brackets() {
+        for host in ["::1", "[::1]"] {
+            let get = HttpGet { path: "/ready".to_owned(), port: 8080, host: host.to_owned() };
+            assert!(request(&get).contains("\r\nHost: [::1]:8080\r\n"), "{}", request(&get));
+        }
+        assert_eq!(authority("127.0.0.1", 80), "127.0.0.1:80");
+        assert_eq!(authority("localhost", 80), "localhost:80");
     }
 
     #[tokio::test]

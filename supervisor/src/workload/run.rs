@@ -19,6 +19,7 @@ use molt_core::{
     machine::{Event, Run},
     wire::Section,
 };
+use molt_sys::socket::MAX_BYTES;
 use rustix::{
     io::Errno,
     process::{Signal, pidfd_send_signal},
@@ -65,6 +66,20 @@ impl Place {
     }
 }
 
+/// Why nothing was sent to an init.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotSent {
+    /// More than a datagram holds.
+    #[error("argv and env are longer than {} KiB together, as JSON", MAX_BYTES >> 10)]
+    TooLong,
+    /// What was sent before is still on its way.
+    #[error("the init of the generation has not taken yet what was sent before")]
+    Busy,
+    /// There is no other side any more.
+    #[error("the generation went away")]
+    Gone,
+}
+
 /// A run that reached its gate.
 #[derive(Debug)]
 pub(crate) struct Live {
@@ -108,25 +123,31 @@ impl Init {
         })
     }
 
-    fn tell(&self, message: &ToShim, fds: &[BorrowedFd<'_>]) -> bool {
+    /// Says something that nobody waits for an answer to: where it does not arrive, the pidfd says why.
+    fn tell(&self, message: &ToShim) {
+        let _ = self.send(message, &[]);
+    }
+
+    fn send(&self, message: &ToShim, fds: &[BorrowedFd<'_>]) -> Result<(), NotSent> {
         let bytes = serde_json::to_vec(message).unwrap_or_default();
-        match molt_sys::socket::send(self.control.get_ref(), &bytes, fds) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::debug!(%error, "failed to send to a shim");
-                false
+        molt_sys::socket::send(self.control.get_ref(), &bytes, fds).map_err(|error| {
+            tracing::debug!(%error, "failed to send to a shim");
+            match error.errno {
+                Errno::MSGSIZE => NotSent::TooLong,
+                Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM | Errno::TOOMANYREFS => NotSent::Busy,
+                _ => NotSent::Gone,
             }
-        }
+        })
     }
 
     /// Signals the workload's main process.
     pub(crate) fn signal(&self, signal: i32) {
-        self.tell(&ToShim::Signal(signal), &[]);
+        self.tell(&ToShim::Signal(signal));
     }
 
     /// Stops it by a signal: when its main process has ended, the run has.
     pub(crate) fn stop(&self, signal: i32) {
-        self.tell(&ToShim::Stop(signal), &[]);
+        self.tell(&ToShim::Stop(signal));
     }
 
     /// Takes a process that joined the run, to be killed with it; false where the run is being stopped.
@@ -153,9 +174,7 @@ impl Init {
         match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => {}
             // Without CAP_KILL another user's process cannot be signalled; its init ends itself when asked.
-            Err(_) => {
-                self.tell(&ToShim::Kill, &[]);
-            }
+            Err(_) => self.tell(&ToShim::Kill),
         }
     }
 
@@ -171,26 +190,27 @@ impl Init {
         Swapping(Arc::clone(self))
     }
 
-    /// Starts a process beside the workload; the receiver gets its exit status.
+    /// Starts a process beside the workload; the receiver gets its exit status. An error: nothing was started.
     pub(crate) fn exec(
         &self,
         argv: Vec<String>,
         env: BTreeMap<String, String>,
         tty: bool,
         streams: [BorrowedFd<'_>; 3],
-    ) -> (u32, oneshot::Receiver<i32>) {
+    ) -> Result<(u32, oneshot::Receiver<i32>), NotSent> {
         let id = self.next_exec.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
-        if !self.tell(&ToShim::Exec(ExecRequest { id, argv, env, tty }), &streams) {
+        if let Err(why) = self.send(&ToShim::Exec(ExecRequest { id, argv, env, tty }), &streams) {
             self.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            return Err(why);
         }
-        (id, receiver)
+        Ok((id, receiver))
     }
 
     /// Signals a process of [`Init::exec`].
     pub(crate) fn signal_exec(&self, id: u32, signal: i32) {
-        self.tell(&ToShim::SignalExec { id, signal }, &[]);
+        self.tell(&ToShim::SignalExec { id, signal });
     }
 
     /// Waits for the next message; `None` when the init has closed the socket.
@@ -221,7 +241,7 @@ impl Init {
             let named = said.borrow_and_update().main;
             if named != main {
                 main = named;
-                self.tell(&ToShim::Main(named.unwrap_or_default()), &[]);
+                self.tell(&ToShim::Main(named.unwrap_or_default()));
             }
             let message = tokio::select! {
                 biased;
@@ -246,7 +266,7 @@ impl Init {
                     // The one who left is not its own heir.
                     let answer = named.filter(|named| main != Some(*named)).map_or(ToShim::End, ToShim::Main);
                     main = named;
-                    self.tell(&answer, &[]);
+                    self.tell(&answer);
                 }
                 Some((FromShim::ExecExited { id, status }, _)) => {
                     let waiter = self.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
@@ -302,5 +322,42 @@ impl Live {
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{PidfdFlags, getpid, pidfd_open};
+
+    use super::*;
+
+    /// An init, and its own end of the socket, which nobody reads.
+    fn init() -> (Init, OwnedFd) {
+        let (ours, theirs) = molt_sys::socket::pair().unwrap();
+        rustix::io::ioctl_fionbio(&ours, true).unwrap();
+        (Init::new(ours, pidfd_open(getpid(), PidfdFlags::empty()).unwrap()).unwrap(), theirs)
+    }
+
+    fn exec(init: &Init, bytes: usize) -> Result<(), NotSent> {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let argv = vec!["echo".to_owned(), "x".repeat(bytes)];
+        init.exec(argv, BTreeMap::new(), false, [null.as_fd(); 3]).map(drop)
+    }
+
+    #[tokio::test]
+    async fn what_an_init_was_not_sent_is_said_and_nobody_waits_for_its_end() {
+        let (init, theirs) = init();
+        let waiting = |init: &Init| init.execs.lock().unwrap().len();
+        assert_eq!(exec(&init, MAX_BYTES), Err(NotSent::TooLong));
+        assert_eq!(waiting(&init), 0);
+        // What is nearly as long is sent.
+        assert_eq!(exec(&init, MAX_BYTES - 200), Ok(()));
+        let sent = (1..100).take_while(|_| exec(&init, 60_000).is_ok()).count() + 1;
+        assert!(sent < 99, "{sent}");
+        assert_eq!(exec(&init, 60_000), Err(NotSent::Busy));
+        assert_eq!(waiting(&init), sent);
+        drop(theirs);
+        assert_eq!(exec(&init, 1), Err(NotSent::Gone));
+        assert_eq!(waiting(&init), sent);
     }
 }

@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 
 /// What `TESTD_BEHAVIOUR` can ask for. Words without a value: `deaf` (never listens), `unhealthy`,
-/// `ignore-term`, `double-fork`, `flood`, `notify`. With one: `exit=CODE`, `after=MS` (when to exit, or
+/// `ignore-term`, `double-fork`, `flood`, `notify`, `watchdog` (as often as `WATCHDOG_USEC` wants it, until
+/// there is a file `quiet` in its state). With one: `exit=CODE`, `after=MS` (when to exit, or
 /// to fall ill with `unhealthy`), `ready=MS` (listen and notify only then), `extend=MS` (ask for more
 /// time by notify), `slow-stop=MS`.
 struct Behaviour(BTreeMap<String, u64>);
@@ -135,6 +136,10 @@ fn run() -> io::Result<std::convert::Infallible> {
     if daemon.behaviour.has("notify") {
         notify("READY=1\nSTATUS=serving");
     }
+    if daemon.behaviour.has("watchdog") {
+        let quiet = daemon.state.join("quiet");
+        thread::spawn(move || bark(&quiet));
+    }
     loop {
         let (stream, _) = listener.accept()?;
         // Where something else of its user's has all threads it answers all the same, one after the other.
@@ -211,6 +216,21 @@ fn notify(text: &str) {
     };
     if let Err(error) = UnixDatagram::unbound().and_then(|socket| socket.send_to(text.as_bytes(), path)) {
         eprintln!("testd: notify: {error}");
+    }
+}
+
+/// Twice in the time that it is given, as `sd_watchdog_enabled(3)` advises.
+fn bark(quiet: &Path) {
+    let micros = env::var("WATCHDOG_USEC").ok().and_then(|text| text.parse::<u64>().ok());
+    let Some(micros) = micros else {
+        eprintln!("testd: no WATCHDOG_USEC");
+        return;
+    };
+    loop {
+        if !quiet.exists() {
+            notify("WATCHDOG=1");
+        }
+        thread::sleep(Duration::from_micros(micros / 2));
     }
 }
 

@@ -16,7 +16,7 @@ use super::image::{Built, Format, ImageBuilder, Layer, Packed, Packing, architec
 use super::process;
 
 /// Variants of `small` that are images as they should be, with programs that may misbehave.
-pub const SMALL: [&str; 27] = [
+pub const SMALL: [&str; 28] = [
     "v1",
     "v2",
     "v3",
@@ -30,6 +30,7 @@ pub const SMALL: [&str; 27] = [
     "floods",
     "notifies",
     "never-notifies",
+    "barks",
     "extends",
     "hands-over",
     "slow-stop",
@@ -106,6 +107,7 @@ pub fn small_as(variant: &str, testd: &Path, packing: Packing, format: Format) -
         "double-forks" => "double-fork",
         "floods" => "flood",
         "notifies" => "notify,ready=300",
+        "barks" => "notify,watchdog",
         "extends" => "notify,extend=5000,ready=2000",
         "hands-over" => "notify,hand-over",
         "slow-stop" => "slow-stop=700",

@@ -24,6 +24,7 @@ pub(super) const CASES: &[Case] = &[
     case("boot::with_the_store_in_the_state", store_in_state),
     case("boot::with_an_invalid_spec_says_all_that_is_wrong", invalid_spec),
     case("boot::with_an_invalid_policy_says_all_that_is_wrong", invalid_policy),
+    case("boot::with_an_empty_policy_file", empty_policy),
     case("boot::with_nothing_to_run", nothing_to_run),
     case("boot::with_a_socket_that_cannot_be_made", no_socket),
 ];
@@ -159,8 +160,24 @@ fn invalid_policy(bed: &Bed) -> anyhow::Result<()> {
         }},
     });
     let (options, store) = with_spec(bed, &spec.to_string())?;
-    refused(bed, options, 122, &["read_only[0]", "read_write[0]", "run_as_user"])?;
+    let words = ["spec.policy.filesystem_policy.read_only[0]", "read_write[0]", "spec.policy.process.run_as_user"];
+    refused(bed, options, 122, &words)?;
     ensure!(names(&store)?.is_empty());
+    Ok(())
+}
+
+/// One that was cut short is not the default policy, by whichever way it is named.
+fn empty_policy(bed: &Bed) -> anyhow::Result<()> {
+    let image = bed.small("v1")?;
+    let head = "apiVersion: molt.dev/v1alpha1\nkind: Sandbox\nspec:\n";
+    for (text, flags) in [("", &["--policy", "/etc/molt/policy.yaml"][..]), ("  policyFile: policy.yaml\n", &[])] {
+        let (config, store) = (bed.scratch("config")?, bed.volume("store")?);
+        fs::write(config.join("sandbox.yaml"), format!("{head}  image: {image}\n{text}"))?;
+        fs::write(config.join("policy.yaml"), "\n")?;
+        let options = Options::new(bed, &init(&[&["--spec", SPEC], flags].concat()))?.volume(&store, STORE);
+        refused(bed, options.read_only(&config, "/etc/molt"), 122, &["/etc/molt/policy.yaml is empty"])?;
+        ensure!(names(&store)?.is_empty());
+    }
     Ok(())
 }
 

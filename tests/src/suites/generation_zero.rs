@@ -28,6 +28,9 @@ fn story(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
     ensure!(status["confirmed"]["generation"] == 0 && status["confirmed"]["image"].is_null(), "{status:#}");
     let refused = molt.expect(6, &["rollback"])?;
     ensure!(refused.stderr.contains("the container's own root"), "{refused:?}");
+    let empty = molt.expect(6, &["update", "--policy", "/dev/null", &bed.small("v2")?])?;
+    ensure!(empty.stderr.contains("the policy is empty"), "{empty:?}");
+    molt.expect(6, &["update", "--dry-run", "--policy", "/dev/null", &bed.small("v2")?])?;
     molt.expect(0, &["update", &bed.small("v2")?])?;
     molt.serves("v2", 2)?;
     ensure!(molt.generation("previous")? == Some(0));

@@ -16,6 +16,7 @@ pub(super) const CASES: &[Case] = &[
     case("keep::old_generations_go_and_their_layers_with_them", collected),
     case("keep::the_previous_one_stays_however_old_it_is", previous_stays),
     case("keep::gc_on_demand_and_a_failed_image_leave_nothing", on_demand),
+    case("keep::layers_of_a_generation_that_a_newer_molt_wrote_stay", newer),
     case("leak::nothing_is_left_of_twenty_updates", leaks),
 ];
 
@@ -99,6 +100,45 @@ fn on_demand(bed: &Bed) -> anyhow::Result<()> {
     molt.expect(0, &["gc"])?;
     ensure!(generations(&molt)?.contains(&1) && molt.generation("confirmed")? == generations(&molt)?.last().copied());
     molt.expect(0, &["rollback"])?;
+    ensure!(molt.version()?.0 == "v1");
+    molt.sound()
+}
+
+fn newer(bed: &Bed) -> anyhow::Result<()> {
+    let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/update/keep", json!(1));
+    let mut molt = setup.with("/health/monitor", json!("0s")).start()?;
+    molt.expect(0, &["update", &bed.small("v2")?])?;
+    let path = molt.store.join("generations/1/generation.json");
+    let written = fs::read_to_string(&path)?;
+    let mut record: serde_json::Value = serde_json::from_str(&written)?;
+    record["version"] = json!(1_000_000);
+    ensure!(molt.sandbox.stop(SOON)? == 0);
+    fs::write(&path, serde_json::to_vec(&record)?)?;
+    molt.sandbox.restart()?;
+    molt.settled()?;
+    molt.expect(6, &["rollback", "--to", "1"])?;
+    // Of the layers, only those of generation 3 are needed by a record that this Molt reads.
+    molt.expect(0, &["update", &bed.small("v3")?])?;
+    molt.expect(0, &["rollback"])?;
+    molt.expect(0, &["update", &bed.small("v4")?])?;
+    molt.expect(0, &["gc"])?;
+    let layers = |record: &serde_json::Value| -> anyhow::Result<Vec<String>> {
+        let folders = record["layers"].as_array().context("layers")?.iter();
+        folders.map(|layer| Ok(layer["folder"].as_str().context("a layer's folder")?.to_owned())).collect()
+    };
+    let kept = names(&molt.store.join("layers/sha256"))?;
+    let needed = layers(&record)?;
+    ensure!(needed.len() == 3, "{needed:?}");
+    for folder in needed {
+        ensure!(kept.iter().any(|name| folder.ends_with(name.as_str())), "{folder} is gone: {kept:?}");
+    }
+
+    // Where a Molt that can read it comes back, so does the way to it.
+    ensure!(molt.sandbox.stop(SOON)? == 0);
+    fs::write(&path, written)?;
+    molt.sandbox.restart()?;
+    molt.settled()?;
+    molt.expect(0, &["rollback", "--to", "1"])?;
     ensure!(molt.version()?.0 == "v1");
     molt.sound()
 }

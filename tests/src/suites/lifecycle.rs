@@ -365,7 +365,7 @@ fn dies_later(bed: &Bed) -> anyhow::Result<()> {
 
 fn never_ready(bed: &Bed) -> anyhow::Result<()> {
     let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/health/startupDeadline", json!("700ms"));
-    let molt = setup.start()?;
+    let molt = setup.with("/health/readiness/timeout", json!("500ms")).start()?;
     goes_back(bed, &molt, "hangs", "not ready within 700ms")?;
     let evidence = &molt.json(&["show", "u2", "--evidence"])?["evidence"];
     ensure!(!evidence["probes"].as_array().context("probes")?.is_empty(), "{evidence:#}");
@@ -383,6 +383,7 @@ fn falls_ill(bed: &Bed) -> anyhow::Result<()> {
 
 fn no_auto_rollback(bed: &Bed) -> anyhow::Result<()> {
     let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/update/autoRollback", json!(false));
+    let setup = setup.with("/health/readiness/timeout", json!("500ms"));
     let molt = setup.with("/health/startupDeadline", json!("700ms")).start()?;
     // It ends all the same: nothing more will happen until somebody decides.
     let output = molt.expect(4, &["update", &bed.small("ill")?])?;

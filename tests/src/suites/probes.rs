@@ -25,6 +25,10 @@ pub(super) const CASES: &[Case] = &[
     case("probe::successes_in_a_row_are_counted", successes),
     case("probe::a_miss_below_the_threshold_is_forgiven", forgiven),
     case("probe::liveness_starts_the_same_generation_again", liveness),
+    case("probe::each_is_asked_in_its_own_time", own_time),
+    case("probe::a_program_that_never_says_watchdog_fails_its_trial", never_barks),
+    case("probe::liveness_waits_for_its_initial_delay", delayed),
+    case("probe::an_attempt_that_hangs_is_given_up_at_the_deadline", hangs),
     case("probe::readiness_is_shown_and_restarts_nothing", readiness),
 ];
 
@@ -183,6 +187,72 @@ fn liveness(bed: &Bed) -> anyhow::Result<()> {
     ensure!(molt.stored("generations")? == ["1", "2"]);
     let kinds = molt.json(&["history"])?;
     ensure!(kinds.to_string().contains("\"restart\""), "{kinds:#}");
+    molt.sound()
+}
+
+/// Readiness is asked ten times in the period of liveness, which wants a word a period.
+fn own_time(bed: &Bed) -> anyhow::Result<()> {
+    let setup = setup(bed, "barks", shell("echo >> /sandbox/state/asked"))?;
+    let probe = json!({"notify": {}, "period": "1s", "failureThreshold": 2});
+    let setup = setup.with("/health/liveness", probe).with("/health/monitor", json!("2s"));
+    let molt = setup.start()?;
+    let asked = || molt.state_file("asked").map_or(0, |text| text.lines().count());
+    let before = asked();
+    wait::until("readiness to be asked", SOON, || asked() >= before + 25)?;
+    ensure!(molt.status()?["workload"]["restarts"] == 0, "{:#}", molt.status()?);
+    molt.serves("barks", 1)?;
+    let quiet = molt.state.join("quiet");
+    fs::write(&quiet, "")?;
+    wait::until_ok("another start", SOON, || {
+        ensure!(molt.status()?["workload"]["restarts"] == 1, "{:#}", molt.status()?);
+        Ok(())
+    })?;
+    fs::remove_file(&quiet)?;
+    ensure!(molt.sandbox.logs().contains("no WATCHDOG=1 within 1s"), "why it was started again");
+    molt.settled()?;
+    molt.sound()
+}
+
+fn never_barks(bed: &Bed) -> anyhow::Result<()> {
+    let probe = json!({"notify": {}, "period": "500ms", "failureThreshold": 2});
+    let setup = setup(bed, "barks", Value::Null)?.with("/health/liveness", probe);
+    let molt = setup.with("/health/monitor", json!("1s")).start()?;
+    let said = molt.expect(3, &["update", &bed.small("notifies")?])?.stderr;
+    ensure!(said.contains("failed 2 times in its trial: no WATCHDOG=1 within 500ms"), "{said}");
+    molt.serves("barks", 3)?;
+    molt.sound()
+}
+
+/// From the start on, in a trial and after it: with no monitor window it is asked after confirm only.
+fn delayed(bed: &Bed) -> anyhow::Result<()> {
+    for monitor in ["2s", "0s"] {
+        let mut probe = shell("echo >> /sandbox/state/asked");
+        probe["initialDelay"] = json!("1500ms");
+        let setup = setup(bed, "v1", Value::Null)?.with("/health/liveness", probe);
+        let molt = setup.with("/health/monitor", json!(monitor)).launch()?;
+        molt.until("the workload to be ready", |status| status["workload"]["ready"] == true)?;
+        let asked = molt.state.join("asked");
+        ensure!(!asked.exists(), "asked at once, with a window of {monitor}");
+        let since = Instant::now();
+        wait::until("liveness to be asked", SOON, || asked.exists())?;
+        ensure!(since.elapsed() >= Duration::from_millis(500), "asked after {:?}, window {monitor}", since.elapsed());
+        molt.settled()?;
+        molt.sound()?;
+    }
+    Ok(())
+}
+
+fn hangs(bed: &Bed) -> anyhow::Result<()> {
+    // With v2 the first attempt fails late, and the second would take until well after the deadline.
+    let script = "grep -q v1 /app/VERSION && exit 0; if test -e /sandbox/state/asked; then sleep 1111; fi; \
+                  echo > /sandbox/state/asked; sleep 1; exit 1";
+    let mut probe = shell(script);
+    probe["timeout"] = json!("2s");
+    let setup = setup(bed, "v1", probe)?.with("/health/startupDeadline", json!("2s"));
+    let molt = setup.start()?;
+    let said = molt.expect(3, &["update", &bed.small("v2")?])?.stderr;
+    ensure!(said.contains("not ready within 2s") && said.contains("no answer yet after "), "{said}");
+    molt.serves("v1", 3)?;
     molt.sound()
 }
 

@@ -45,6 +45,7 @@ pub(super) const CASES: &[Case] = &[
     case("exit::an_update_before_its_gate_is_given_up_when_the_workload_ends", ends_during_fetch),
     case("signal::others_are_passed_on_to_the_workload", forwarded),
     case("output::goes_to_the_container_and_to_molt_logs", output),
+    case("output::what_the_workload_says_of_itself_is_shown_when_nothing_else_happens", says),
 ];
 
 fn idle(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
@@ -438,4 +439,17 @@ fn output(bed: &Bed) -> anyhow::Result<()> {
     let tail = molt.expect(0, &["logs", "--tail", "1"])?.stdout;
     ensure!(tail.lines().count() == 1, "{tail}");
     Ok(())
+}
+
+fn says(bed: &Bed) -> anyhow::Result<()> {
+    let setup = Setup::new(bed, Kind::Light, &bed.small("extends")?)?.with("/health/readiness", json!({"notify": {}}));
+    let molt = setup.launch()?;
+    // Two seconds before it is ready, and nothing else happens in them. To look wakes nobody.
+    wait::until_ok("what it says before it is ready", SOON, || {
+        let workload = molt.told()?["workload"].take();
+        ensure!(workload["message"] == "thinking" && workload["ready"] == false, "{workload:#}");
+        Ok(())
+    })?;
+    ensure!(molt.settled()?["workload"]["message"] == "serving");
+    molt.sound()
 }

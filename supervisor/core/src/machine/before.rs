@@ -261,7 +261,10 @@ pub(super) fn cancel(state: &mut State, now: Moment, out: &mut Vec<Effect>) {
         swap::fail_attempt(state, Code::Rejected, "cancelled".to_owned());
         drop_standby(state, out);
         swap::restore(state, now, out);
-    } else if state.phase.before_gate() && state.attempt.as_ref().is_some_and(|attempt| attempt.kind != Kind::Boot) {
+    } else if state.phase.before_gate()
+        // What would be left of a restart is a run that was found sick, and that nobody probes.
+        && state.attempt.as_ref().is_some_and(|attempt| !matches!(attempt.kind, Kind::Boot | Kind::Restart))
+    {
         abort(state, Code::Superseded, "cancelled", out);
         rest::settle(state, now, out);
     }

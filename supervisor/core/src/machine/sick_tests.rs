@@ -37,6 +37,17 @@ fn what_was_found_sick_on_the_way_is_started_again_before_anything_waits() {
     assert_eq!((state.phase, state.sick), (Phase::PreStop, true));
 }
 
+#[test]
+fn a_restart_is_not_given_up() {
+    let mut state = table::typical(Phase::Idle);
+    let instance = state.serving.unwrap().instance;
+    step(&mut state, now(), Event::Unhealthy { instance, message: "m".into() });
+    assert!(state.attempt.as_ref().is_some_and(|attempt| attempt.kind == Kind::Restart), "{state:?}");
+    let before = state.clone();
+    assert_eq!(step(&mut state, now(), Event::Cancel), vec![]);
+    assert_eq!(state, before);
+}
+
 /// Degraded, the confirmed one runs and is not proven, and its successor is armed and held.
 fn shaky_and_held() -> State {
     let mut state = table::typical(Phase::Held);

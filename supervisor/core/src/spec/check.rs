@@ -39,12 +39,17 @@ const OWN: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 const HOST_WANTED: &str = "must be a registry host, as in registry.example.com or localhost:5000";
 
+/// Longest name that a gateway takes: what follows it in a certificate must fit into the 253 of a DNS name, too.
+const CERTIFIED: usize = 200;
+/// Longest label of a DNS name (RFC 1035).
+const CERTIFIED_LABEL: usize = 63;
+
 /// `sun_path` holds 108 bytes, the last of them zero.
 const SOCKET_BYTES: usize = 107;
 
 pub(super) fn all(spec: &Spec, places: &Places) -> Violations {
     let mut found = Found { places, list: Violations::default() };
-    found.name(&spec.name);
+    found.name(spec);
     if spec.policy.is_some() && spec.policy_file.is_some() {
         found.add("spec.policyFile", "policy and policyFile exclude each other");
     }
@@ -99,7 +104,8 @@ impl Found<'_> {
         good
     }
 
-    fn name(&mut self, name: &str) {
+    fn name(&mut self, spec: &Spec) {
+        let name = &spec.name;
         let word = |part: &str| {
             !part.is_empty()
                 && !part.starts_with('-')
@@ -108,6 +114,16 @@ impl Found<'_> {
         };
         if name.len() > 253 || !name.split('.').all(word) {
             self.add("metadata.name", "must be lower-case letters, digits, '-' and '.', at most 253 characters");
+        } else if spec.gateway.is_some()
+            && (name.len() > CERTIFIED || name.split('.').any(|label| label.len() > CERTIFIED_LABEL))
+        {
+            self.add(
+                "metadata.name",
+                format!(
+                    "must have at most {CERTIFIED} characters, and {CERTIFIED_LABEL} between dots, with a gateway: no \
+                     certificate has a longer one"
+                ),
+            );
         }
     }
 
@@ -239,14 +255,19 @@ impl Found<'_> {
         if health.startup_deadline.is_zero() {
             self.add("spec.health.startupDeadline", "must be more than 0s");
         }
-        for (name, probe) in probes {
-            if let Some(probe) = probe
-                && name != "liveness"
-                && probe.initial_delay >= health.startup_deadline
-            {
+        for (name, probe) in [("startup", &health.startup), ("readiness", &health.readiness)] {
+            let Some(probe) = probe else { continue };
+            if probe.initial_delay >= health.startup_deadline {
                 self.add(
                     &format!("spec.health.{name}.initialDelay"),
                     format!("{} leaves nothing of startupDeadline {}", probe.initial_delay, health.startup_deadline),
+                );
+            }
+            // One that nobody wrote is no mistake of theirs.
+            if probe.timeout > health.startup_deadline && probe.timeout != super::health::TIMEOUT {
+                self.add(
+                    &format!("spec.health.{name}.timeout"),
+                    format!("{} is longer than startupDeadline {}", probe.timeout, health.startup_deadline),
                 );
             }
         }
@@ -277,12 +298,13 @@ impl Found<'_> {
     }
 
     fn host(&mut self, at: &str, host: &str) {
-        let known = host.parse::<std::net::IpAddr>().is_ok()
-            || (!host.is_empty()
-                && host.len() <= 253
-                && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.')));
-        if !known {
-            self.add(at, "must be a host name or an address, without port");
+        let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let is_address = match bracketed {
+            Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => host.parse::<std::net::IpAddr>().is_ok(),
+        };
+        if !is_address && host != "localhost" {
+            self.add(at, "must be localhost or an address: no name is looked up");
         }
     }
 

@@ -83,9 +83,7 @@ impl Places {
 
     /// Forgets a path and those below it.
     pub(super) fn drop_below(&mut self, kept: &str) {
-        let below =
-            |path: &str| path.strip_prefix(kept).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
-        self.0.retain(|path, _| !below(path));
+        self.0.retain(|path, _| !is_below(path, kept));
     }
 
     /// Notes the place of every node at and below `node`.
@@ -105,6 +103,11 @@ impl Places {
             _ => {}
         }
     }
+}
+
+/// Whether `path` is `above` or a path below it: `user` is no part of `userr`.
+fn is_below(path: &str, above: &str) -> bool {
+    path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// A node of a document with its place.
@@ -229,7 +232,7 @@ impl<T> Read<T> {
         if let Some(value) = &value {
             // What was left out for its form may be just what is missed now.
             let missed = |fault: &Violation| {
-                !fault.path.is_empty() && found.0.iter().any(|form| form.path.starts_with(&fault.path))
+                !fault.path.is_empty() && found.0.iter().any(|form| is_below(&form.path, &fault.path))
             };
             let meaning: Vec<Violation> = check(value, &places).0.into_iter().filter(|fault| !missed(fault)).collect();
             found.0.extend(meaning);
@@ -260,7 +263,8 @@ pub fn convert<T: DeserializeOwned + JsonSchema>(node: &Node, rules: &Rules) -> 
     Ok(Read { value, places, found })
 }
 
-fn parse(text: &str, rules: &Rules) -> Result<Node, Violations> {
+/// Reads text as far as it is YAML. Faults of syntax come alone.
+pub(super) fn parse(text: &str, rules: &Rules) -> Result<Node, Violations> {
     if text.len() > rules.max_bytes {
         return Err(Violations::whole(format!(
             "a {} has at most {} KiB, this one has {}",

@@ -71,10 +71,15 @@ impl Gateway {
         named.into_iter().filter_map(|(at, path)| Some((at, path.as_deref()?)))
     }
 
+    /// Why a gateway cannot be at `url`; none where it can, as far as its text says.
+    pub fn url_fault(&self) -> Option<&'static str> {
+        url_fault(&self.url)
+    }
+
     /// Faults of single fields and of what belongs together: the path of the field, and why.
     pub(super) fn faults(&self) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
-        if let Some(why) = url_fault(&self.url) {
+        if let Some(why) = self.url_fault() {
             faults.push(("spec.gateway.url", why.to_owned()));
         }
         match (&self.certificate, &self.key, &self.token_file) {
@@ -101,15 +106,23 @@ impl Gateway {
 /// Why `url` is not where a gateway can be; none where it is.
 fn url_fault(url: &str) -> Option<&'static str> {
     let Some(rest) = url.strip_prefix("https://") else { return Some("must begin with https://") };
-    let host = rest.split('/').next().unwrap_or_default();
+    let authority = rest.split('/').next().unwrap_or_default();
+    // The colons of an IPv6 address are in brackets.
+    let port = authority.rsplit_once(':').filter(|(_, port)| !port.contains(']'));
+    let host = port.map_or(authority, |(host, _)| host);
     if url.len() > 1024 || !url.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Some("must have at most 1024 plain characters");
     }
-    if host.is_empty() || host.starts_with(':') {
+    if host.is_empty() {
         return Some("must name a host");
     }
     if rest.contains(['@', '?', '#', '\\']) {
         return Some("must be https://HOST[:PORT][/PATH], without a user, a query or a fragment");
     }
-    None
+    let is_port =
+        |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse().is_ok_and(|port: u16| port > 0);
+    match port {
+        Some((_, port)) if !is_port(port) => Some("must have a port from 1 to 65535, or none"),
+        _ => None,
+    }
 }

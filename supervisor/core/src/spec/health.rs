@@ -36,6 +36,9 @@ impl Default for Health {
     }
 }
 
+/// How long an attempt may take where nobody said.
+pub(super) const TIMEOUT: Span = Span::from_secs(2);
+
 /// One probe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "ProbeFields", into = "ProbeFields")]
@@ -77,7 +80,7 @@ pub struct HttpGet {
     /// Port.
     #[schemars(range(min = 1))]
     pub port: u16,
-    /// Host or address. Default: `127.0.0.1`.
+    /// `localhost` or an address; no name is looked up. Default: `127.0.0.1`.
     #[serde(default = "loopback")]
     pub host: String,
 }
@@ -89,7 +92,7 @@ pub struct TcpSocket {
     /// Port.
     #[schemars(range(min = 1))]
     pub port: u16,
-    /// Host or address. Default: `127.0.0.1`.
+    /// `localhost` or an address; no name is looked up. Default: `127.0.0.1`.
     #[serde(default = "loopback")]
     pub host: String,
 }
@@ -149,7 +152,7 @@ impl Default for ProbeFields {
             notify: None,
             initial_delay: Span::from_millis(0),
             period: Span::from_secs(2),
-            timeout: Span::from_secs(2),
+            timeout: TIMEOUT,
             success_threshold: 1,
             failure_threshold: 3,
         }

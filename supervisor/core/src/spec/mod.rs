@@ -20,7 +20,7 @@ mod workload;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::document::{Check, Node, Rules};
+use self::document::{Check, Content, Node, Places, Rules};
 pub use self::{
     check::path_fault,
     gateway::{Gateway, Hearing},
@@ -117,7 +117,7 @@ impl Spec {
 
     /// The faults of a spec that was put together or changed in memory; without places.
     pub fn check(&self) -> Result<(), Violations> {
-        check::all(self, &document::Places::default()).or_ok(())
+        check::all(self, &Places::default()).or_ok(())
     }
 
     /// The whole document, as `molt spec show` prints it and [`parse`] reads it.
@@ -203,9 +203,31 @@ const RULES: Rules = Rules {
 
 /// Reads a sandbox document, at most 1 MiB of YAML or JSON.
 pub fn parse(text: &str) -> Result<Spec, Violations> {
+    parse_with(text, |_| Violations::default(), |_, _| Violations::default())
+}
+
+/// The same, and asks about what this crate cannot judge: `policy` about a policy that stands in the document (its faults
+/// have paths in the policy), `more` about anything else. All faults come at once.
+pub fn parse_with(
+    text: &str,
+    policy: impl FnOnce(&Node) -> Violations,
+    more: impl FnOnce(&Spec, &Places) -> Violations,
+) -> Result<Spec, Violations> {
     let named = |document: &Document| Spec { name: document.metadata.name.clone(), ..document.spec.clone() };
-    let document = document::read::<Document>(text, &RULES)?;
-    document.and(|document, places| check::all(&named(document), places)).map(|document| named(&document))
+    let whole = document::parse(text, &RULES)?;
+    let mut document = document::convert::<Document>(&whole, &RULES)?;
+    let inline = whole.get("spec").and_then(|spec| spec.get("policy"));
+    // Anything else is the word `unconfined`, or no policy at all, which has been said.
+    if let Some(node) = inline.filter(|node| matches!(node.content, Content::Map(_))) {
+        document.found.0.extend(policy(node).inside("spec.policy", node));
+    }
+    let meaning = |document: &Document, places: &Places| {
+        let spec = named(document);
+        let mut found = check::all(&spec, places);
+        found.0.extend(more(&spec, places).0);
+        found
+    };
+    document.and(meaning).map(|document| named(&document))
 }
 
 /// JSON Schema (2020-12) of the document.

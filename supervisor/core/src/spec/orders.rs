@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Span, check::path_fault};
+use super::{DEFAULT_NAME, Span, check::path_fault};
 use crate::order::Operation;
 
 /// Who may send signed orders, whatever channel they come by. Default: nobody.
@@ -74,6 +74,18 @@ impl Orders {
     /// What an order's `aud` must be in a sandbox of this name.
     pub fn audience_of(&self, name: &str) -> String {
         self.audience.clone().unwrap_or_else(|| format!("molt:{name}"))
+    }
+
+    /// What the owner of a sandbox of this name should know: that its audience is that of every sandbox without a name.
+    pub fn shared_audience(&self, name: &str) -> Option<String> {
+        let shared = !self.keys.is_empty() && self.audience.is_none() && name == DEFAULT_NAME;
+        shared.then(|| {
+            format!(
+                "orders for this sandbox are for '{}', as for every one without a name: one that is signed for another \
+                 sandbox with the same key is taken here too; give it metadata.name, --name or orders.audience",
+                self.audience_of(name)
+            )
+        })
     }
 }
 

@@ -152,6 +152,10 @@ const BAD: &[(&str, &str)] = &[
     ("gateway: {url: \"http://g\", tokenFile: /t}", "spec.gateway.url: must begin with https://"),
     ("gateway: {url: \"https://:8443\", tokenFile: /t}", "spec.gateway.url: must name a host"),
     ("gateway: {url: \"https://u:p@g\", tokenFile: /t}", "without a user, a query or a fragment"),
+    ("gateway: {url: \"https://g:99999/\", tokenFile: /t}", "spec.gateway.url: must have a port from 1 to 65535"),
+    ("gateway: {url: \"https://g:0\", tokenFile: /t}", "must have a port from 1 to 65535"),
+    ("gateway: {url: \"https://g:/fleet\", tokenFile: /t}", "must have a port from 1 to 65535"),
+    ("gateway: {url: \"https://[::1]:+5\", tokenFile: /t}", "must have a port from 1 to 65535"),
     ("gateway: {tokenFile: /t}", "spec.gateway.url: is required"),
     ("gateway: {url: \"https://g\"}", "spec.gateway: needs a certificate and its key, or a tokenFile"),
     ("gateway: {url: \"https://g\", certificate: /c}", "spec.gateway.key: a certificate needs its key"),
@@ -183,7 +187,18 @@ const BAD: &[(&str, &str)] = &[
     ("health: {liveness: {httpGet: {port: 70000}}}", "is 70000, the most is 65535"),
     ("health: {liveness: {httpGet: {port: 0}}}", "is 0, the least is 1"),
     ("health: {liveness: {httpGet: {port: 1, path: \"/ x\"}}}", "no spaces"),
-    ("health: {liveness: {tcpSocket: {port: 1, host: \"a:1\"}}}", "without port"),
+    ("health: {liveness: {tcpSocket: {port: 1, host: \"a:1\"}}}", "tcpSocket.host: must be localhost or an address"),
+    ("health: {liveness: {httpGet: {port: 1, host: db.internal}}}", "5:48: spec.health.liveness.httpGet.host: must be"),
+    ("health: {liveness: {httpGet: {port: 1, host: \"[10.0.0.1]\"}}}", "no name is looked up"),
+    ("health: {liveness: {tcpSocket: {port: 1, host: \"[::1\"}}}", "no name is looked up"),
+    (
+        "health: {startupDeadline: 5s, startup: {notify: {}, timeout: 300d}}",
+        "spec.health.startup.timeout: 7200h is longer than startupDeadline 5s",
+    ),
+    (
+        "health: {startupDeadline: 700ms, readiness: {tcpSocket: {port: 1}, timeout: 1s}}",
+        "spec.health.readiness.timeout: 1s is longer than startupDeadline 700ms",
+    ),
     (
         "health: {monitor: 5s, liveness: {notify: {}, initialDelay: 1s}}",
         "5:21: spec.health.monitor: 5s is too short for liveness to fail in: \
@@ -220,6 +235,106 @@ fn bad_documents_are_refused_with_the_place_and_the_reason() {
 fn a_short_monitor_goes_with_a_readiness_that_is_notified() {
     assert!(parse(&with("health: {monitor: 1s, readiness: {notify: {}}}")).is_ok());
     assert!(parse(&with("health: {monitor: 1s, readiness: {tcpSocket: {port: 1}}}")).is_err());
+}
+
+#[test]
+fn probes_and_gateways_are_found_by_address() {
+    for host in ["localhost", "127.0.0.1", "::1", "[::1]", "fe80::1"] {
+        assert!(parse(&with(&format!("health: {{startup: {{tcpSocket: {{port: 1, host: \"{host}\"}}}}}}"))).is_ok());
+    }
+    for url in ["https://g", "https://g:1/", "https://[::1]", "https://[::1]:65535/fleet", "https://10.0.0.1:8443"] {
+        let gateway = format!("gateway: {{url: \"{url}\", tokenFile: /t}}");
+        assert_eq!(parse(&with(&gateway)).err(), None, "{url}");
+    }
+}
+
+#[test]
+fn a_timeout_that_nobody_wrote_is_no_fault() {
+    assert!(parse(&with("health: {startupDeadline: 1s, readiness: {tcpSocket: {port: 1}}}")).is_ok());
+    assert!(parse(&with("health: {startupDeadline: 5s, readiness: {tcpSocket: {port: 1}, timeout: 5s}}")).is_ok());
+    // Nothing of it is within the start.
+    assert!(parse(&with("health: {startupDeadline: 5s, liveness: {tcpSocket: {port: 1}, timeout: 9s}}")).is_ok());
+}
+
+#[test]
+fn a_name_for_a_gateway_fits_into_a_certificate() {
+    let gateway = "{url: \"https://g\", tokenFile: /t}";
+    let named = |name: &str, gateway: &str| {
+        let spec = Spec { name: name.to_owned(), ..parse(&with(&format!("gateway: {gateway}"))).unwrap() };
+        spec.check().err().map(|faults| faults.to_string()).unwrap_or_default()
+    };
+    let (label, long) = ("a".repeat(63), "a".repeat(64));
+    let whole = format!("{label}.{label}.{label}");
+    for good in ["a", "whatsapp-daemon", "0.b-c", &whole, &format!("{whole}.aaaaaaaa")] {
+        assert_eq!(named(good, gateway), "", "{good}");
+    }
+    for bad in [long.as_str(), &format!("b.{long}"), &format!("{whole}.aaaaaaaaa")] {
+        let faults = named(bad, gateway);
+        assert!(faults.starts_with("metadata.name: must have at most 200 characters, and 63"), "{bad}: {faults}");
+        assert_eq!(named(bad, "null"), "", "{bad} is nobody else's business");
+    }
+    assert_eq!(named("a-.b", gateway).lines().count(), 1);
+}
+
+#[test]
+fn a_fault_of_form_hides_no_fault_of_a_field_with_a_shorter_name() {
+    let faults = parse(&with("workload: {user: root, userr: x}")).unwrap_err().to_string();
+    let lines: Vec<&str> = faults.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "5:20: spec.workload.user: is root: that needs allowRoot: true",
+            "5:26: spec.workload.userr: unknown field; did you mean 'user'?",
+        ]
+    );
+    // What is missed for the form of a part of it is still said once.
+    assert_eq!(parse(&with("gateway: {url: \"https://g\", tokenFile: 5}")).unwrap_err().0.len(), 1);
+}
+
+#[test]
+fn what_others_judge_is_said_with_the_rest_and_where_it_stands() {
+    let text = with(
+        "imgae: x\npolicy:\n  version: 1\norders: {keys: [5, {id: \"\"}, {id: a, algorithm: EdDSA, key: k,\
+                     operations: [update]}]}",
+    );
+    let policy = |node: &Node| {
+        let at = node.get("version").and_then(|version| version.place);
+        let found = |path: &str, place: Option<document::Place>| Violation {
+            path: path.to_owned(),
+            line: place.map(|place| place.line),
+            column: place.map(|place| place.column),
+            message: "is judged".to_owned(),
+        };
+        Violations(vec![found("version", at), found("", None)])
+    };
+    let more = |spec: &Spec, places: &Places| {
+        assert_eq!((spec.name.as_str(), spec.orders.keys.len()), ("wa", 1));
+        Violations(vec![places.violation("spec.orders.keys[0].key", "is judged")])
+    };
+    let faults = parse_with(&text, policy, more).unwrap_err().to_string();
+    for line in [
+        "5:3: spec.imgae: unknown field; did you mean 'image'?",
+        "7:5: spec.policy: is judged",
+        "7:14: spec.policy.version: is judged",
+        "8:63: spec.orders.keys[2].key: is judged",
+    ] {
+        assert!(faults.lines().any(|found| found == line), "{line} is not in\n{faults}");
+    }
+    let none = |text: &str| parse_with(&with(text), |_| panic!("asked about {text}"), |_, _| Violations::default());
+    assert!(none("policy: unconfined").is_ok() && none("policy: ~").is_ok() && none("policy: confined").is_err());
+}
+
+#[test]
+fn an_audience_is_shared_by_those_without_a_name() {
+    let orders = "orders: {keys: [{id: a, algorithm: EdDSA, key: k, operations: [update]}]}";
+    let note = |spec: &Spec| spec.orders.shared_audience(&spec.name);
+    let named = parse(&with(orders)).unwrap();
+    assert_eq!(note(&named), None);
+    let nameless = Spec { name: DEFAULT_NAME.to_owned(), ..named };
+    assert!(note(&nameless).unwrap().contains("'molt:sandbox'"));
+    let audience = Spec { orders: Orders { audience: Some("molt:sandbox".into()), ..nameless.orders }, ..nameless };
+    assert_eq!(note(&audience), None, "somebody chose it");
+    assert_eq!(note(&Spec::default()), None, "there is no key");
 }
 
 #[test]

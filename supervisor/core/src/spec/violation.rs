@@ -7,6 +7,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::document::Node;
+
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -42,6 +44,20 @@ impl Violations {
     /// A list of one, about the document as a whole.
     pub fn whole(message: impl Into<String>) -> Self {
         Self(vec![Violation { path: String::new(), line: None, column: None, message: message.into() }])
+    }
+
+    /// The same, of a document that stands in another one as `node`, at `path`.
+    pub(super) fn inside(self, path: &str, node: &Node) -> impl Iterator<Item = Violation> {
+        let (path, place) = (path.to_owned(), node.place);
+        self.0.into_iter().map(move |fault| {
+            let below = if fault.path.is_empty() { String::new() } else { format!(".{}", fault.path) };
+            Violation {
+                path: format!("{path}{below}"),
+                line: fault.line.or(place.map(|place| place.line)),
+                column: fault.column.or(place.map(|place| place.column)),
+                message: fault.message,
+            }
+        })
     }
 
     /// `Ok(value)` where nothing was found, else the list sorted by place.

@@ -51,20 +51,25 @@ struct Shared {
     back: Notify,
 }
 
-/// Talks to the gateway for as long as Molt runs.
-pub(crate) async fn run(handle: Handle, settings: spec::Gateway, name: String, store: String) {
-    let names = Names {
+/// The gateway of a spec; nothing is read or dialled yet.
+pub(crate) fn dial(settings: &spec::Gateway) -> Result<Dial, Fault> {
+    Dial::new(Names {
         url: settings.url.clone(),
         ca: settings.ca.as_ref().map(PathBuf::from),
         certificate: settings.certificate.as_ref().map(PathBuf::from),
         key: settings.key.as_ref().map(PathBuf::from),
         token: settings.token_file.as_ref().map(PathBuf::from),
-    };
-    let dial = match Dial::new(names) {
+    })
+}
+
+/// Talks to the gateway for as long as Molt runs.
+pub(crate) async fn run(handle: Handle, settings: spec::Gateway, name: String, store: String) {
+    let dial = match dial(&settings) {
         Ok(dial) => dial,
         Err(fault) => {
             tracing::error!("there is no gateway to talk to: {fault}");
-            return;
+            // It stays away: whoever looks at the status is to know.
+            return Line { handle: &handle, reached: None }.tell(Err(fault.to_string())).await;
         }
     };
     // Before the first snapshot of the dispatcher nothing is known of what was acted on.
@@ -111,5 +116,26 @@ impl Line<'_> {
     async fn tell(&self, gateway: Result<(), String>) {
         // Where the dispatcher has ended nobody looks any more.
         let _ = self.handle.commands.send(Command::Reached { gateway }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::api::fake;
+
+    #[tokio::test]
+    async fn a_gateway_that_cannot_be_dialled_is_told_to_be_away() {
+        let json = serde_json::json!({"url": "https://gateway.example.com:99999/", "tokenFile": "/t"});
+        let settings: spec::Gateway = serde_json::from_value(json).unwrap();
+        let (commands, mut told) = mpsc::channel(16);
+        let handle = Handle { commands, ..fake::start() };
+        run(handle, settings, "sandbox".to_owned(), "0".repeat(32)).await;
+        match told.recv().await {
+            Some(Command::Reached { gateway: Err(why) }) => assert!(why.contains("invalid port"), "{why}"),
+            other => panic!("{other:?}"),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Tells the gateway what is, and how every update ended.
 //!
 //! In: the snapshot; the list of reports that the gateway has. Out: the status when it changes, and each report that it has
-//! not. Must not: forget a report before the gateway has it: the history keeps the last 64 over restarts, and nothing is
+//! not. Must not: tell the value of a variable; forget a report before the gateway has it: the history keeps the last 64 over restarts, and nothing is
 //! believed to be known but what the gateway lists.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -12,13 +12,14 @@ use molt_core::{
     gateway::{BATCH, Batch, Received, Report, is_id, plain, settled},
     ids::UpdateId,
     journal::Revision,
-    wire::{API_VERSION, UpdateView},
+    wire::{API_VERSION, Document, UpdateView},
 };
 use serde_json::Value;
 use tokio::sync::watch;
 
 use super::{Shared, pace::Pace};
 use crate::{
+    api,
     command::{Handle, View},
     gateway::dial::{Ask, Fault},
     observe::events::EventLog,
@@ -77,7 +78,7 @@ async fn say(
     known: &mut Known,
 ) -> Result<(), Fault> {
     let path = format!("{}/status?store={}", shared.base, shared.store);
-    let said = shared.dial.done(Ask::new(Method::PUT, &path).with(&view.document)?).await?;
+    let said = shared.dial.done(Ask::new(Method::PUT, &path).with(&shown(&view.document))?).await?;
     let received: Received =
         serde_json::from_slice(&said.body).map_err(|error| Fault::Broken(plain(&error.to_string())))?;
     if !is_id(&received.gateway) {
@@ -110,6 +111,13 @@ async fn say(
         }
     }
     Ok(())
+}
+
+/// The status, as it is shown to whoever is not root of the sandbox.
+fn shown(document: &Document) -> Document {
+    let mut shown = document.clone();
+    api::hide(&mut shown.spec);
+    shown
 }
 
 /// What happened since event `last`, but the progress of layers.
@@ -163,5 +171,18 @@ fn report(shared: &Shared, update: &UpdateView, last: Option<&Revision>) -> Repo
         update: Some(update.clone()),
         problem: None,
         ordered: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gateway_learns_which_variables_there_are_and_not_what_they_hold() {
+        let mut document = api::fake::document();
+        document.spec = serde_json::json!({"workload": {"env": [{"name": "TOKEN", "value": "hunter2"}]}});
+        let told = serde_json::to_string(&shown(&document)).unwrap();
+        assert!(told.contains("TOKEN") && !told.contains("hunter2"), "{told}");
     }
 }

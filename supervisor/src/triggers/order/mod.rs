@@ -58,6 +58,9 @@ fn take_policy(claims: &mut Claims, beside: Option<String>) -> Result<(), Refusa
     }
     let Some(policy) = claims.policy.take().or(beside) else { return Ok(()) };
     let Some(signed) = claims.policy_digest else { return refuse("the token has no policyDigest") };
+    if policy.trim().is_empty() {
+        return refuse("its text is empty");
+    }
     let found = molt_core::ids::Digest::from_bytes(Sha256::digest(policy.as_bytes()).into());
     if found != signed {
         return refuse(&format!("its text has the digest {found}, and {signed} was signed"));

@@ -349,7 +349,10 @@ fn the_policy_is_the_one_that_was_signed_wherever_it_came_from() {
     assert_eq!(taken(order(Some(text), digest()), None).unwrap().as_deref(), Some(text));
     assert_eq!(taken(order(None, digest()), Some(text)).unwrap().as_deref(), Some(text));
     assert_eq!(taken(order(None, digest()), None).unwrap(), None, "the dispatcher compares it with what is in force");
+    let empty = || Some(crate::effects::plan::sha256(b"").to_string());
     for (token, beside) in [
+        (order(None, empty()), Some("")),
+        (order(Some(""), empty()), None),
         (order(None, digest()), Some("version: 2\n")),
         (order(None, digest()), Some("")),
         (order(Some("version: 2\n"), digest()), None),

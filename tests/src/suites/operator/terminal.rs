@@ -1,8 +1,8 @@
-//! What a person sees on a terminal: the status as a live view.
+//! What a person sees on a terminal: the status as a live view; and a command that a person gives up.
 //!
 //! In: the bed; `script`, which gives a program a terminal and writes down what it draws. Out: cases.
 
-use std::fs;
+use std::fs::{self, File};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
@@ -17,7 +17,10 @@ use crate::harness::runtime::Kind;
 use crate::harness::wait;
 
 /// The tests of this file.
-pub(in crate::suites) const CASES: &[Case] = &[case("operator::status_watched_is_redrawn_in_place", watched)];
+pub(in crate::suites) const CASES: &[Case] = &[
+    case("operator::status_watched_is_redrawn_in_place", watched),
+    case("operator::an_exec_whose_program_reads_nothing_is_ended_by_a_signal", given_up),
+];
 
 const CLEAR: &str = "\u{1b}[2J";
 const HOME: &str = "\u{1b}[H";
@@ -55,5 +58,35 @@ fn watched(bed: &Bed) -> anyhow::Result<()> {
     kill(Pid::from_raw(child), Signal::SIGINT)?;
     process::wait(&mut script.0, SOON)?;
     ensure!(text().contains("\u{1b}[?25h"), "the cursor is shown again");
+    molt.sound()
+}
+
+fn given_up(bed: &Bed) -> anyhow::Result<()> {
+    let molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.start()?;
+    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGHUP, 129), (Signal::SIGINT, 130)] {
+        // It would not end by what is passed on.
+        let script = "trap '' TERM INT; echo here >&2; sleep 100000";
+        let mut command = Command::new(bed.molt()?);
+        command.arg("--socket").arg(molt.socket()?).args(["exec", "-i", "--", "sh", "-c", script]);
+        let said = bed.scratch("given-up")?.join("said");
+        command.stdin(File::open("/dev/zero")?).stdout(Stdio::null()).stderr(File::create(&said)?);
+        let mut client = Background::spawn(&mut command)?;
+        wait::until("the program", SOON, || fs::read_to_string(&said).is_ok_and(|said| said.contains("here")))?;
+        // One that is read before everything is full is passed on, and changes nothing. Two of SIGINT hang up by themselves.
+        let pid = Pid::from_raw(i32::try_from(client.0.id())?);
+        wait::until(signal.as_str(), SOON, || {
+            client.0.try_wait().is_ok_and(|ended| ended.is_some()) || {
+                let _ = kill(pid, signal);
+                false
+            }
+        })?;
+        let ended = process::code(process::wait(&mut client.0, SOON)?);
+        ensure!(ended == code, "{signal}: {ended}");
+    }
+    let left = || Ok::<_, anyhow::Error>(molt.family()?.into_iter().any(|(_, name)| name == "sleep"));
+    wait::until_ok("all of it is hung up on", SOON, || {
+        ensure!(!left()?, "{:?}", molt.family()?);
+        Ok(())
+    })?;
     molt.sound()
 }

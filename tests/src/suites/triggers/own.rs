@@ -119,7 +119,9 @@ fn only_where_asked(bed: &Bed) -> anyhow::Result<()> {
 }
 
 fn holds(bed: &Bed) -> anyhow::Result<()> {
-    let molt = own(bed, "v1", &json!({"hold": "3s"}))?.start()?;
+    // Before the hold begins to run.
+    let image = bed.small("v2")?;
+    let molt = own(bed, "v1", &json!({"hold": "5s"}))?.start()?;
     // The operator's hold is not the workload's to end, and it has none of its own meanwhile.
     molt.expect(0, &["hold", "--ttl", "1h"])?;
     expect(&molt, 409, "PUT", "/v1/hold", &json!({"ttlMs": 1000}))?;
@@ -129,7 +131,7 @@ fn holds(bed: &Bed) -> anyhow::Result<()> {
     molt.expect(0, &["release"])?;
     // Its own holds an update back until it is over, whatever it asks for meanwhile.
     expect(&molt, 204, "PUT", "/v1/hold", &json!({"ttlMs": 3_600_000, "reason": "a call"}))?;
-    molt.expect(0, &["update", "--no-wait", &bed.small("v2")?])?;
+    molt.expect(0, &["update", "--no-wait", &image])?;
     let held = molt.until("the hold", |status| status["phase"] == "Held")?;
     ensure!(held["hold"]["reason"] == "a call" && held["hold"]["owner"] == "workload", "{held:#}");
     let mut refused = false;
