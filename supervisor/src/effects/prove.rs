@@ -169,7 +169,7 @@ impl Prover {
     /// Asks until the probe succeeds; `why` is what it said last.
     async fn succeed(&mut self, limit: &Limit, probe: &Probe, why: &mut String) -> Result<(), Late> {
         limit.keep(&self.said, sleep_until(self.first(probe))).await?;
-        let mut hits = 0;
+        let (mut hits, mut asked) = (0, false);
         loop {
             let began = Instant::now();
             match limit.keep(&self.said, self.ask(probe)).await {
@@ -185,16 +185,17 @@ impl Prover {
                     *why = message;
                 }
                 Err(Late) => {
-                    *why = format!("no answer yet after {} ms", began.elapsed().as_millis());
-                    self.transcript.note(probe, &Err(why.clone()));
+                    let late = format!("no answer yet after {} ms", began.elapsed().as_millis());
+                    self.transcript.note(probe, &Err(late.clone()));
+                    *why = if asked { format!("{why}; then {late}") } else { late };
                     return Err(Late);
                 }
             }
-            let until = limit.until(&self.said);
-            if Instant::now() >= until {
+            asked = true;
+            self.pause(probe, began, limit.until(&self.said)).await;
+            if Instant::now() >= limit.until(&self.said) {
                 return Err(Late);
             }
-            self.pause(probe, began, until).await;
         }
     }
 

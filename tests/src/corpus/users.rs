@@ -34,7 +34,11 @@ fn names() -> Vec<Hostile> {
         user("user 0x0", "0x0", Fails(INVALID, "")),
         user("a user with a slash", "../etc", none),
         user("a user with control characters", "app\n\u{202e}\u{1b}[2J", none),
-        user("a user of 5000 letters", &"a".repeat(5000), none),
+        user(
+            "a user of 5000 letters",
+            &"a".repeat(5000),
+            Fails("manifest-invalid", "its User has 5000 bytes, more than 256"),
+        ),
         user("a user of a colon", ":", none),
         user("group 0", "1000:0", Fails("policy-wider", "group 0")),
         user("a user nobody knows", "1234567:1234567", Fails("policy-wider", "group 1234567")),
