@@ -4,7 +4,7 @@ use serde_json::json;
 use tar::EntryType;
 
 use super::Update::{Fails, Serves};
-use super::{Hostile, Update, configured, then};
+use super::{Hostile, Update, configured, document, then};
 use crate::harness::tar::Tar;
 
 const INVALID: &str = "user-invalid";
@@ -34,10 +34,13 @@ fn names() -> Vec<Hostile> {
         user("user 0x0", "0x0", Fails(INVALID, "")),
         user("a user with a slash", "../etc", none),
         user("a user with control characters", "app\n\u{202e}\u{1b}[2J", none),
-        user(
+        configured(
             "a user of 5000 letters",
-            &"a".repeat(5000),
-            Fails("manifest-invalid", "its User has 5000 bytes, more than 256"),
+            &["U34", "S117"],
+            Tar::new().file("x", "1"),
+            "User",
+            json!("a".repeat(5000)),
+            document("its User has 5000 bytes, more than 256"),
         ),
         user("a user of a colon", ":", none),
         user("group 0", "1000:0", Fails("policy-wider", "group 0")),
