@@ -1,8 +1,7 @@
 //! The two streams: data on standard output in the format asked for, people's text on standard error.
 //!
-//! In: documents and lines. Out: bytes. Must not: colour or animate what is not a terminal; pass on
-//! a character that drives one; fail over a closed pipe with
-//! more than an exit status.
+//! In: documents and lines. Out: bytes. Must not: colour or animate what is not a terminal; pass on a character that drives
+//! one; fail over a closed pipe with more than an exit status.
 
 use std::io::{self, IsTerminal as _, Write as _};
 

@@ -1,7 +1,8 @@
 //! Text that others wrote, so that nobody takes it for Molt's: control characters spelled out, and with `MOLT_OUTPUT=lines`
 //! a mark before each line of the workload's.
 //!
-//! In: bytes and text. Out: text of one line, or JSON that reads as it did. Must not: begin a line as Molt's own log does, with a time or a brace.
+//! In: bytes and text. Out: text of one line, or JSON that reads as it did. Must not: begin a line as Molt's own log does,
+//! with a time or a brace.
 
 use std::sync::OnceLock;
 

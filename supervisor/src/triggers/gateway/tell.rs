@@ -1,8 +1,8 @@
 //! Tells the gateway what is, and how every update ended.
 //!
 //! In: the snapshot; the list of reports that the gateway has. Out: the status when it changes, and each report that it has
-//! not. Must not: tell the value of a variable; forget a report before the gateway has it: the history keeps the last 64 over restarts, and nothing is
-//! believed to be known but what the gateway lists.
+//! not. Must not: tell the value of a variable; forget a report before the gateway has it: the history keeps the last 64
+//! over restarts, and nothing is believed to be known but what the gateway lists.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
