@@ -31,8 +31,6 @@ pub(crate) mod fake;
 #[cfg(all(not(test), feature = "fuzzing"))]
 pub(crate) mod fake;
 #[cfg(test)]
-mod slow_tests;
-#[cfg(test)]
 pub(crate) mod tests;
 
 pub(crate) use change::HoldRequest;

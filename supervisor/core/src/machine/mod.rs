@@ -25,10 +25,6 @@ pub use state::{Attempt, Back, Kind, Phase, Run, Settings, State};
 pub use step::step;
 
 #[cfg(test)]
-mod sick_tests;
-#[cfg(test)]
 mod stories;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod wanted_tests;

@@ -3,93 +3,22 @@
 //! In: what an operator does, which generations are sick, one [`Blow`]. Out: what somebody who watches `molt status` sees,
 //! line by line, over all starts. Must not: know what the machine should do.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    rc::Rc,
-};
+mod blow;
+mod disk;
+mod perform;
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+pub(super) use self::blow::{Blow, Doing, FOR_EVER, How};
+use self::disk::Disk;
 use crate::{
     code::Code,
     generation::Record,
-    ids::{Digest, Generation},
-    journal::{Journal, Medium, Opened, Shelved, Slot, recover},
-    machine::{
-        Effect, Ended, Event, Found, HookName, Kind, Mark, Moment, Patience, Phase, Purpose, Run, Settings, State,
-        Target, step, table,
-    },
+    ids::Generation,
+    journal::{Journal, Opened, Shelved, Slot, recover},
+    machine::{Effect, Ended, Event, Found, Kind, Moment, Phase, Run, Settings, State, Target, step, table},
     wire::{Outcome, PhaseName},
 };
-
-/// The journal's file, as a disk that loses nothing.
-#[derive(Debug, Clone, Default)]
-struct Disk(Rc<RefCell<Vec<u8>>>);
-
-impl Medium for Disk {
-    type Error = &'static str;
-
-    fn load(&mut self) -> Result<Vec<u8>, Self::Error> {
-        Ok(self.0.borrow().clone())
-    }
-
-    fn write(&mut self, bytes: &[u8], offset: u64) -> Result<(), Self::Error> {
-        let (at, mut file) = (usize::try_from(offset).unwrap(), self.0.borrow_mut());
-        let length = file.len().max(at + bytes.len());
-        file.resize(length, 0);
-        file[at..at + bytes.len()].copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn sync(&mut self) -> Result<(), Self::Error> {
-        Ok(())
-    }
-
-    fn sync_name(&mut self) -> Result<(), Self::Error> {
-        Ok(())
-    }
-}
-
-/// What an effect is, without its numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Doing {
-    Resolve,
-    Plan,
-    Fetch,
-    /// The hook that runs before the new root is made.
-    PreStage,
-    Stage,
-    Arm,
-    /// Nothing: it waits for somebody.
-    Wait,
-    PreStop,
-    Record,
-    Stop,
-    Open,
-    Probe,
-    Hook(HookName),
-    Collect,
-}
-
-/// What befalls it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum How {
-    /// It answers that it failed.
-    Error,
-    /// PID 1 is killed before it is done.
-    Kill,
-    /// The same, and each start after it is killed as soon as its program runs; at the tenth nobody does any more.
-    KillForEver,
-    /// It never answers; what its deadline makes of that.
-    Hang,
-}
-
-/// Where: the phase, and what is being done in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Blow {
-    pub(super) phase: Phase,
-    pub(super) doing: Doing,
-    pub(super) how: How,
-}
 
 #[derive(Debug)]
 struct Life {
@@ -139,9 +68,6 @@ pub(super) struct World {
     pub(super) floating: u8,
     last: (Option<PhaseName>, Option<Generation>),
 }
-
-/// Starts that are killed in [`How::KillForEver`].
-pub(super) const FOR_EVER: u32 = 10;
 
 impl World {
     /// Generation 1 confirmed, 3 before it, nothing runs yet.
@@ -337,234 +263,6 @@ impl World {
             self.seen.push(format!("{:?}", state.phase.name()));
         }
         self.last = now;
-    }
-
-    fn strikes(&self, doing: Doing) -> Option<How> {
-        let blow = self.blow?;
-        let here = blow.doing == doing && blow.phase == self.state().phase;
-        (here && self.met == 0).then_some(blow.how)
-    }
-
-    /// The blow falls; an answer that says so is `failed`'s.
-    fn strike(&mut self, doing: Doing, failed: Option<Event>) {
-        let how = self.strikes(doing).expect("it was asked for");
-        self.met += 1;
-        match how {
-            How::Error | How::Hang => {
-                if how == How::Hang {
-                    self.seen.push("(waits)".to_owned());
-                }
-                if how == How::Hang && doing == Doing::Record {
-                    // PID 1 itself stands still in its one write.
-                    self.frozen = true;
-                    self.queue.clear();
-                }
-                self.queue.extend(failed);
-            }
-            How::Kill | How::KillForEver => {
-                if how == How::KillForEver {
-                    self.kills_left = FOR_EVER - 1;
-                }
-                self.end_of_life("killed");
-            }
-        }
-    }
-
-    fn perform(&mut self, effect: Effect) {
-        let doing = match &effect {
-            Effect::Resolve(_) => Some(Doing::Resolve),
-            Effect::Plan(_) => Some(Doing::Plan),
-            Effect::Fetch(_) => Some(Doing::Fetch),
-            Effect::Stage { .. } if self.strikes(Doing::PreStage).is_some() => Some(Doing::PreStage),
-            Effect::Stage { .. } => Some(Doing::Stage),
-            Effect::Arm(_) => Some(Doing::Arm),
-            Effect::PreStop { .. } => Some(Doing::PreStop),
-            Effect::Record(..) => Some(Doing::Record),
-            Effect::Stop(..) => Some(Doing::Stop),
-            Effect::Open(_) => Some(Doing::Open),
-            Effect::Probe(_, Purpose::Trial | Purpose::Boot) => Some(Doing::Probe),
-            Effect::Hook(name, _) => Some(Doing::Hook(*name)),
-            Effect::Collect(_) => Some(Doing::Collect),
-            _ => None,
-        };
-        if doing.is_some_and(|doing| self.pause == Some((self.state().phase, doing))) {
-            self.paused = Some(effect);
-            return;
-        }
-        match doing.and_then(|doing| Some((doing, self.strikes(doing)?))) {
-            Some((doing, how)) => {
-                if let (Effect::Stop(run, _), How::Hang) = (&effect, how) {
-                    self.stuck = Some(*run);
-                }
-                let failed = self.failed(&effect, doing, how);
-                self.strike(doing, failed);
-            }
-            None => self.do_well(effect),
-        }
-    }
-
-    /// How an effect says that it failed, or what its deadline makes of its silence. What has no deadline says nothing.
-    fn failed(&self, effect: &Effect, doing: Doing, how: How) -> Option<Event> {
-        let hangs = how == How::Hang;
-        let message = || if hangs { "not done in time".to_owned() } else { "it failed".to_owned() };
-        let code = |code: Code| if hangs { Code::DeadlineExceeded } else { code };
-        let at_ns = self.up_ms * 1_000_000;
-        Some(match effect {
-            Effect::Resolve(id) => {
-                Event::Failed { id: *id, code: code(Code::RegistryUnreachable), message: message(), refused: false }
-            }
-            Effect::Plan(id) => Event::Failed { id: *id, code: Code::NoSpace, message: message(), refused: true },
-            Effect::Fetch(id) => {
-                Event::Failed { id: *id, code: code(Code::RegistryUnavailable), message: message(), refused: false }
-            }
-            Effect::Stage { id, .. } if doing == Doing::PreStage => {
-                Event::Failed { id: *id, code: Code::HookFailed, message: message(), refused: false }
-            }
-            Effect::Stage { id, .. } => {
-                Event::Failed { id: *id, code: code(Code::StoreUnusable), message: message(), refused: false }
-            }
-            Effect::PreStop { id, .. } => {
-                Event::Failed { id: *id, code: Code::HookFailed, message: message(), refused: false }
-            }
-            Effect::Arm(run) => {
-                Event::NotArmed { instance: run.instance, code: code(Code::ConfinementFailed), message: message() }
-            }
-            // A disk that answers nothing at all holds PID 1 up.
-            Effect::Record(..) if hangs => return None,
-            Effect::Record(..) => Event::NotRecorded { message: message() },
-            Effect::Stop(run, _) if hangs => Event::NotGone { instance: run.instance },
-            Effect::Stop(run, _) => Event::Gone { instance: run.instance, at_ns },
-            Effect::Open(run) => {
-                Event::NotExeced { instance: run.instance, code: code(Code::ExecFailed), message: message() }
-            }
-            Effect::Probe(run, _) => Event::Unhealthy { instance: run.instance, message: message() },
-            // Those can only warn.
-            _ => return None,
-        })
-    }
-
-    /// What becomes of what waits for somebody: it is cancelled, or rejected; or nobody comes.
-    fn given_up(&mut self) -> Option<Event> {
-        let hangs = self.strikes(Doing::Wait) == Some(How::Hang);
-        match self.state().phase {
-            Phase::AwaitingConfirm if hangs => {
-                self.timer(None);
-                Some(Event::Waited)
-            }
-            Phase::AwaitingConfirm => Some(Event::Reject),
-            _ => Some(Event::Cancel).filter(|_| !hangs),
-        }
-    }
-
-    fn do_well(&mut self, effect: Effect) {
-        let at_ns = self.up_ms * 1_000_000;
-        match effect {
-            Effect::Resolve(id) => self.queue.push_back(Event::Resolved { id }),
-            Effect::Plan(id) => {
-                let event = self.planned(id);
-                self.queue.push_back(event);
-            }
-            Effect::Fetch(id) => self.queue.push_back(Event::Fetched { id }),
-            Effect::Stage { id, as_number } => {
-                let record = Record { generation: as_number, ..self.draft() };
-                self.shelf.insert(as_number, record.clone());
-                self.queue.push_back(Event::Staged { id, record: Box::new(record) });
-            }
-            Effect::Arm(run) => self.queue.push_back(Event::Armed { instance: run.instance }),
-            Effect::PreStop { id, .. } => self.queue.push_back(Event::PreStopDone { id }),
-            Effect::Record(slot, mark) => self.record(&slot, mark),
-            Effect::Stop(run, patience) => {
-                if self.slot().trial.is_none() && self.state().phase == Phase::Quiescing && patience != Patience::Kill {
-                    let restart = self.state().attempt.as_ref().is_some_and(|of| of.kind == Kind::Restart);
-                    self.early.extend(Some(run).filter(|_| !restart));
-                }
-                self.queue.push_back(Event::Exited { instance: run.instance, status: 0, at_ns });
-                self.queue.push_back(Event::Gone { instance: run.instance, at_ns });
-            }
-            Effect::Open(run) => {
-                self.opened.push(run.generation);
-                self.seen.push(format!("{} runs", run.generation));
-                if self.kills_left > 0 {
-                    self.kills_left -= 1;
-                    return self.end_of_life("killed");
-                }
-                self.queue.push_back(Event::Execed { instance: run.instance, at_ns });
-            }
-            Effect::Probe(run, Purpose::Trial | Purpose::Boot) if self.sick.contains(&run.generation) => {
-                self.queue.push_back(Event::Unhealthy { instance: run.instance, message: "sick".into() });
-            }
-            Effect::Probe(run, Purpose::Trial | Purpose::Boot) => {
-                self.queue.push_back(Event::Ready { instance: run.instance, ready: true, at_ns });
-                self.queue.push_back(Event::Proven { instance: run.instance });
-            }
-            Effect::Wait(ms) => self.timer(Some(ms)),
-            Effect::Unwait => self.timer(None),
-            Effect::End(ended) => {
-                if ended.attempt.kind != Kind::Boot {
-                    let why = ended.reason.map(|code| format!(", {code}")).unwrap_or_default();
-                    self.seen.push(format!("told: {:?}{why}", ended.outcome));
-                }
-                self.ended.push(*ended);
-            }
-            Effect::Exit(status) => {
-                self.exit = Some(status);
-                self.end_of_life(&format!("PID 1 ends with {status}"));
-            }
-            Effect::Collect(_)
-            | Effect::Hook(..)
-            | Effect::Warn(_)
-            | Effect::Probe(_, Purpose::Watch)
-            | Effect::Unprobe
-            | Effect::Disarm(_)
-            | Effect::Cancel(_) => {}
-        }
-    }
-
-    fn timer(&mut self, timer: Option<u64>) {
-        if let Some(life) = self.life.as_mut() {
-            life.timer = timer;
-        }
-    }
-
-    /// As the supervisor: the mark first, then the slot, then the mark that goes.
-    fn record(&mut self, slot: &Slot, mark: Mark) {
-        if let Mark::Set(generation) = mark {
-            self.marks.insert(generation);
-        }
-        let Some(life) = self.life.as_mut() else { return };
-        life.journal.record(slot).unwrap();
-        if let Mark::Clear(generation) = mark {
-            self.marks.remove(&generation);
-        }
-        self.queue.push_front(Event::Recorded);
-    }
-
-    /// The record of what the attempt under way wants: a digest for each tag, another each time for `latest`.
-    fn draft(&mut self) -> Record {
-        let image = self.state().attempt.as_ref().and_then(|attempt| attempt.image.clone());
-        let tag = image.as_ref().map(ToString::to_string).unwrap_or_default();
-        let next = 100 + u8::try_from(self.digests.len()).unwrap();
-        let of = match tag.rsplit(':').next().unwrap_or_default() {
-            "latest" => self.floating,
-            // The same bytes as the one that runs in the beginning.
-            "one-again" => 1,
-            _ => *self.digests.entry(tag.clone()).or_insert(next),
-        };
-        let like = table::typical(Phase::Idle).known.into_values().next().unwrap();
-        Record { image, digest: Some(Digest::from_bytes([of; 32])), ..like }
-    }
-
-    fn planned(&mut self, id: crate::ids::UpdateId) -> Event {
-        let draft = self.draft();
-        let state = self.state();
-        let (digest, policy) = (draft.digest.unwrap(), draft.policy_digest);
-        let force = state.attempt.as_ref().is_some_and(|attempt| attempt.force);
-        if state.slot.bad(digest, policy).is_some() && !force {
-            return Event::Failed { id, code: Code::KnownBad, message: "known".into(), refused: true };
-        }
-        let runs = state.serving.and_then(|run| state.known.get(&run.generation));
-        let noop = runs.is_some_and(|now| now.same_triple(draft.digest, policy, draft.settings_digest));
-        Event::Planned { id, noop }
     }
 
     /// How the last update or rollback ended, as it was told.

@@ -1,15 +1,7 @@
 //! A spec that is read again: when it is a new intent, and when it is none.
 
-use super::{
-    table,
-    tests::{World, now},
-    *,
-};
-use crate::{
-    code::Code,
-    ids::{Digest, Generation},
-    wire::Outcome,
-};
+use super::*;
+use crate::ids::Digest;
 
 fn digest(byte: u8) -> Option<Digest> {
     (byte != 0).then(|| Digest::from_bytes([byte; 32]))

@@ -22,7 +22,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{fake, listen, peer::Peer, routes, tls::Tls};
+use crate::api::{fake, listen, peer::Peer, routes, tls::Tls};
 use crate::{
     command::Handle,
     observe::output::{End, Stream},

@@ -1,7 +1,7 @@
 //! What runs and is not well, while something else is under way.
 
-use super::{table, tests::now, *};
-use crate::{code::Code, ids::Generation, journal::Revision};
+use super::*;
+use crate::journal::Revision;
 
 fn back() -> Event {
     Event::Intent { target: Target::Back(Some(Generation(3))), by: "t".into(), note: None }
@@ -142,4 +142,85 @@ fn a_stop_of_molt_ends_nothing_that_a_gateway_wants() {
     state.slot.revision = revision(false);
     step(&mut state, now(), Event::Exited { instance: 1, status: 3, at_ns: 1 });
     assert_eq!(state.slot.revision, revision(false), "the workload's own end");
+}
+
+#[test]
+fn the_workload_s_exit_is_pid_1_s_exit_and_aborts_an_update_before_its_gate() {
+    for phase in Phase::ALL.into_iter().filter(|phase| phase.before_gate() || *phase == Phase::Idle) {
+        let mut state = table::typical(phase);
+        let mut effects = step(&mut state, now(), Event::Exited { instance: 1, status: 7, at_ns: 1 });
+        effects.extend(step(&mut state, now(), Event::Gone { instance: 1, at_ns: 2 }));
+        assert!(effects.contains(&Effect::Exit(7)), "{phase:?}: {effects:?}");
+    }
+}
+
+#[test]
+fn liveness_restarts_the_same_generation_with_back_off() {
+    let mut world = World::new();
+    world.send(Event::Unhealthy { instance: 1, message: "no answer".into() });
+    assert_eq!(world.serving(), Generation(1));
+    assert_eq!(world.last().attempt.kind, Kind::Restart);
+    let instance = world.state.serving.unwrap().instance;
+    world.log.clear();
+    world.send(Event::Unhealthy { instance, message: "no answer".into() });
+    assert!(world.log.contains(&Effect::Wait(1000)), "{:?}", world.log);
+}
+
+#[test]
+fn a_degraded_sandbox_outlives_its_workload_while_the_mend_is_staged() {
+    let mut state = table::typical(Phase::Held);
+    state.shaky = true;
+    let mut effects = step(&mut state, now(), Event::Exited { instance: 1, status: 1, at_ns: 1 });
+    effects.extend(step(&mut state, now(), Event::Gone { instance: 1, at_ns: 2 }));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Exit(_) | Effect::End(_))), "{effects:?}");
+    assert_eq!(state.phase, Phase::Held);
+}
+
+#[test]
+fn liveness_that_failed_during_an_update_is_acted_upon_when_it_fails() {
+    let mut state = table::typical(Phase::Fetching);
+    step(&mut state, now(), Event::Unhealthy { instance: 1, message: "no answer".into() });
+    let failed = Event::Failed { id: UpdateId(5), code: Code::NotFound, message: "no".into(), refused: false };
+    let effects = step(&mut state, now(), failed);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Arm(_))), "{effects:?}");
+    assert_eq!(state.attempt.as_ref().unwrap().kind, Kind::Restart);
+}
+
+#[test]
+fn the_confirmed_generation_is_tried_again_beside_what_is_fetched_staged_or_held() {
+    let free = [Phase::Resolving, Phase::Fetching, Phase::Staging, Phase::Held];
+    for phase in free {
+        let mut state = table::typical(phase);
+        (state.shaky, state.hold) = (true, phase == Phase::Held);
+        state.standby = None;
+        step(&mut state, now(), Event::Exited { instance: 1, status: 1, at_ns: 1 });
+        let effects = step(&mut state, now(), Event::Gone { instance: 1, at_ns: 2 });
+        assert!(effects.iter().any(|e| matches!(e, Effect::Wait(_))), "{phase:?}: {effects:?}");
+        step(&mut state, now(), Event::Waited);
+        let instance = state.standby.unwrap().instance;
+        let effects = step(&mut state, now(), Event::Armed { instance });
+        assert!(effects.iter().any(|e| matches!(e, Effect::Open(_))), "{phase:?}: {effects:?}");
+        assert_eq!((state.phase, state.serving.unwrap().generation), (phase, Generation(1)));
+    }
+}
+
+#[test]
+fn what_is_held_is_not_held_back_any_more_where_nothing_else_can_run() {
+    let mut state = table::typical(Phase::Held);
+    (state.shaky, state.hold, state.slot.confirmed) = (true, true, None);
+    step(&mut state, now(), Event::Exited { instance: 1, status: 1, at_ns: 1 });
+    let effects = step(&mut state, now(), Event::Gone { instance: 1, at_ns: 2 });
+    assert!(effects.iter().any(|e| matches!(e, Effect::Arm(run) if run.generation == Generation(2))), "{effects:?}");
+}
+
+#[test]
+fn what_was_found_sick_while_its_successor_was_armed_in_vain_is_stopped_and_tried_again() {
+    let mut state = table::typical(Phase::Arming);
+    state.shaky = true;
+    step(&mut state, now(), Event::Unhealthy { instance: 1, message: "m".into() });
+    let failed = Event::NotArmed { instance: 2, code: Code::ProgramUnusable, message: "m".into() };
+    let effects = step(&mut state, now(), failed);
+    assert!(effects.iter().any(|e| matches!(e, Effect::Stop(..))), "{effects:?}");
+    let effects = step(&mut state, now(), Event::Gone { instance: 1, at_ns: 1 });
+    assert!(effects.iter().any(|e| matches!(e, Effect::Wait(_))), "{effects:?}");
 }
