@@ -27,7 +27,7 @@ use crate::{
     observe::events::EventLog,
     rootfs::{carry, table::within},
     store::{
-        Store,
+        Store, StoreError,
         audit::Audit,
         history,
         journal::{File, Journal},
@@ -158,6 +158,16 @@ pub(super) fn read_journal(store: Option<&Store>, facts: &mut Facts) -> Result<J
     let file = File::open(&store.dir).or_else(|errno| refuse(120, format!("failed to open the journal: {errno}")))?;
     let (journal, opened) = Journal::open(file).or_else(|error| refuse(120, format!("failed to {error}")))?;
     let recovered = journal::recover(opened, shelved);
+    if store.read_only {
+        let error = StoreError::ReadOnly(store.path.display().to_string());
+        if recovered.slot.confirmed.is_none() {
+            return refuse(error.exit_status(), format!("failed to {error}\n    mend: {}", error.mend()));
+        }
+        let message =
+            format!("failed to {error}; what is confirmed runs, and nothing can be changed: {}", error.mend());
+        tracing::warn!("{message}");
+        facts.not_durable.push(message);
+    }
     if let Some(message) = recovered.reset {
         tracing::warn!("{message}");
         facts.journal_reset = Some(message);

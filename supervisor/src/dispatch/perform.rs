@@ -165,7 +165,7 @@ impl Dispatcher {
     fn root(&mut self, generation: Generation) -> Result<Arc<rootfs::Rootfs>, Fault> {
         let mounted = self.roots.get(&generation).and_then(std::sync::Weak::upgrade);
         // There may be room by now.
-        if let Some(root) = mounted.filter(|root| !root.read_only) {
+        if let Some(root) = mounted.filter(|root| root.read_only.is_none()) {
             return Ok(root);
         }
         let missing = || Fault::new(Code::NothingToRollBackTo, format!("generation {generation} is not in the store"));

@@ -16,7 +16,11 @@ use molt_core::{
 };
 
 use super::Dispatcher;
-use crate::{clock, command::View, rootfs::FULL};
+use crate::{clock, command::View};
+
+/// What is said while the slot in memory is another one than that on disk.
+const BEHIND: &str =
+    "the journal could not be written; it is tried again with whatever happens next, and no trial begins before it is";
 
 /// Facts of this start that conditions speak of.
 #[derive(Debug, Clone, Default)]
@@ -185,11 +189,11 @@ impl Dispatcher {
         };
         let default_identity = live.is_some_and(|live| live.default_identity);
         let as_root = live.is_some_and(|live| live.in_force.report.uid == 0);
-        let full = live.is_some_and(|live| live.kept.read_only);
+        let read_only = live.and_then(|live| live.kept.read_only);
         let mut degraded = confinement.as_ref().map(|report| report.degraded.clone()).unwrap_or_default();
         let conditions = self.conditions(&degraded, default_identity, as_root);
         degraded.extend(self.context.client.degraded().iter().map(|wall| format!("unpacking: {wall}")));
-        degraded.extend(full.then(|| FULL.to_owned()));
+        degraded.extend(read_only.map(str::to_owned));
         let hold = self.hold_view();
         let mut updates: Vec<UpdateView> = self.history.iter().cloned().collect();
         updates.extend(update.clone());
@@ -270,6 +274,8 @@ impl Dispatcher {
         let state = &self.state;
         let (ready, idle, phase) = (state.ready, state.phase.name() == PhaseName::Idle, state.phase);
         let facts = self.board.facts.clone();
+        let mut not_durable = facts.not_durable;
+        not_durable.extend(state.behind.then(|| BEHIND.to_owned()));
         let revision = self.remembered.facts.revision;
         let held = self.hold_view();
         let drifted = self.drifted();
@@ -281,9 +287,9 @@ impl Dispatcher {
             board.condition("Progressing", !idle, if idle { "Idle" } else { "Update" }, phase.name().to_string()),
             board.condition(
                 "Durable",
-                facts.not_durable.is_empty(),
-                if facts.not_durable.is_empty() { "Durable" } else { "NotDurable" },
-                facts.not_durable.join("; "),
+                not_durable.is_empty(),
+                if not_durable.is_empty() { "Durable" } else { "NotDurable" },
+                not_durable.join("; "),
             ),
             board.condition(
                 "Degraded",

@@ -11,7 +11,6 @@ use super::{
     Context, Fault,
     arm::{Against, Order},
 };
-use crate::rootfs::FULL;
 
 /// Keeps what is in force beside the generation, and says in what it is wider than what was there: another spec, or a path
 /// that leads elsewhere. What ran before starts on a full or failing disk, too: only what a later update is compared with is
@@ -22,8 +21,8 @@ pub(super) async fn keep(context: &Arc<Context>, order: &Order, in_force: &InFor
         tracing::warn!("{message}");
         context.events.publish(order.update, What::Warning { message });
     };
-    if order.rootfs.read_only {
-        warn(FULL.to_owned());
+    if let Some(why) = order.rootfs.read_only {
+        warn(why.to_owned());
     }
     match written(context, generation, in_force).await {
         Ok(wider) => {

@@ -48,14 +48,17 @@ impl RootError {
 /// What is said of a root that could be had read-only alone.
 pub(crate) const FULL: &str = "the store's disk is full: all but the state and carried mounts is read-only; make room, and its next start can write";
 
+/// The same, where nothing can be written at all.
+pub(crate) const READ_ONLY: &str = "the store's file system is read-only: all but the state and carried mounts is, too; mend it or mount it read-write, and its next start can write";
+
 /// The overlay (or bind) that is a generation's root, before anything is mounted on it. As long as it is held, the last
 /// process of the generation can end without the file system below being flushed.
 #[derive(Debug)]
 pub(crate) struct Rootfs {
     mount: OwnedFd,
     anchor: Option<compat::Anchor>,
-    /// There was no room for one that can be written to.
-    pub(crate) read_only: bool,
+    /// Why it is none that can be written to.
+    pub(crate) read_only: Option<&'static str>,
 }
 
 /// Holds a root until a worker lets go of it. The last one to let go takes the root apart, for which the kernel may write
@@ -121,7 +124,7 @@ pub(crate) fn mount(
         let mount = open_tree(&parts.own_root, "", flags)
             .map_err(|errno| RootError::new("clone", "the container's root", errno, Code::Unsupported))?;
         apart(&mount)?;
-        return Ok(Arc::new(Rootfs { mount, anchor: None, read_only: false }));
+        return Ok(Arc::new(Rootfs { mount, anchor: None, read_only: None }));
     };
     let (mount, read_only) = overlay::mount(store, parts, record, ran)?;
     let (mount, anchor) = compat::anchor(mount, &parts.anchors, record.generation)?;

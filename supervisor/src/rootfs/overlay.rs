@@ -1,7 +1,7 @@
 //! The overlay mount of one generation.
 //!
 //! In: layer folders top first, upper and work folder, all by descriptor. Out: a detached mount, nosuid,nodev; on a full
-//! disk, of what ran before, a read-only one. Must not: follow redirects or metacopy marks, which a hostile layer could
+//! disk or one that takes no writes, of what ran before, a read-only one. Must not: follow redirects or metacopy marks, which a hostile layer could
 //! carry.
 
 use std::{
@@ -23,10 +23,15 @@ use rustix::{
 use super::{Parts, RootError, compat};
 use crate::store::Store;
 
-/// Mounts it, and whether it could be had read-only alone. overlayfs makes and removes a few names in its work folder when
-/// it is mounted, and cannot where there is no room for them. What `ran` before is then shown as it was left: its own upper
-/// folder is the topmost of those that are only read.
-pub(super) fn mount(store: &Store, parts: &Parts, record: &Record, ran: bool) -> Result<(OwnedFd, bool), RootError> {
+/// Mounts it, and why it could be had read-only alone, if it could. overlayfs makes and removes a few names in its work
+/// folder when it is mounted, and cannot where there is no room for them, or nothing is written at all. What `ran` before is
+/// then shown as it was left: its own upper folder is the topmost of those that are only read.
+pub(super) fn mount(
+    store: &Store,
+    parts: &Parts,
+    record: &Record,
+    ran: bool,
+) -> Result<(OwnedFd, Option<&'static str>), RootError> {
     let number = record.generation;
     let fail = |step, why: String, code| RootError::new(step, format!("generation {number}"), why, code);
     let folder = store.folder(number).map_err(|error| fail("open", error.to_string(), Code::StoreUnusable))?;
@@ -66,25 +71,37 @@ pub(super) fn mount(store: &Store, parts: &Parts, record: &Record, ran: bool) ->
     let code = |errno| if full(errno) { Code::NoSpace } else { Code::StoreUnusable };
     let failed = |(step, errno): (_, Errno)| fail(step, errno.to_string(), code(errno));
     match build(&lowers, Some((&upper, &work)), xattrs) {
-        Err((_, errno)) if ran && full(errno) => {
+        Err((_, errno)) if ran && (full(errno) || takes_no_writes(&folder)) => {
             lowers.insert(0, upper);
-            build(&lowers, None, xattrs).map(|mount| (mount, true)).map_err(failed)
+            build(&lowers, None, xattrs).map(|mount| (mount, Some(why(&folder)))).map_err(failed)
         }
         built => {
             let mount = built.map_err(failed)?;
-            // The kernel says only in its log that it had no room for the work folder.
+            // The kernel says only in its log that it could not make the work folder.
             let flags = fstatvfs(&mount).map_err(|errno| failed(("look at the overlay of", errno)))?.f_flag;
             let read_only = flags.contains(StatVfsMountFlags::RDONLY);
             if read_only && !ran {
-                return Err(failed(("write to the overlay of", Errno::NOSPC)));
+                let errno = if takes_no_writes(&folder) { Errno::ROFS } else { Errno::NOSPC };
+                return Err(failed(("write to the overlay of", errno)));
             }
-            Ok((mount, read_only))
+            Ok((mount, read_only.then(|| why(&folder))))
         }
     }
 }
 
 const fn full(errno: Errno) -> bool {
     matches!(errno, Errno::NOSPC | Errno::DQUOT)
+}
+
+fn why(folder: &OwnedFd) -> &'static str {
+    if takes_no_writes(folder) { super::READ_ONLY } else { super::FULL }
+}
+
+/// Whether the file system of `folder` is read-only, by its mount or since it found an error in itself, of which statvfs(3)
+/// need not tell. A file without a name leaves nothing.
+fn takes_no_writes(folder: &OwnedFd) -> bool {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    openat(folder, ".", flags, Mode::from_raw_mode(0o600)).is_err_and(|errno| errno == Errno::ROFS)
 }
 
 /// Whether the root of a layer is opaque. overlayfs does not look at the mark there.

@@ -110,6 +110,8 @@ impl Store {
                         tracing::warn!(generation = number.0, "generation without a readable record is ignored");
                     }
                 }
+                // It stays where nothing can be moved, and is still no generation.
+                Err(_) if self.read_only => {}
                 Err(_) => self.discard(&name)?,
             }
         }

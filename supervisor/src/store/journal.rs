@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 
 use molt_core::journal::{self, FILE_BYTES, Medium, SLOT_BYTES};
 use rustix::{
-    fs::{Mode, OFlags, fdatasync, fsync, openat},
-    io::{Errno, pread, pwrite},
+    fs::{fdatasync, fsync},
+    io::{Errno, pread},
 };
 
 use crate::planted;
@@ -24,10 +24,9 @@ pub(crate) struct File {
 }
 
 impl File {
-    /// The journal of a store, made if it is not there.
+    /// The journal of a store, made if it is not there; of one that takes no writes, to be read alone.
     pub(crate) fn open(store: &OwnedFd) -> rustix::io::Result<Self> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(store, "journal", flags, Mode::from_raw_mode(0o600))?;
+        let file = super::kept(store, "journal")?;
         let store = rustix::io::fcntl_dupfd_cloexec(store, 0)?;
         Ok(Self { file, store })
     }
@@ -76,16 +75,7 @@ impl Medium for File {
     }
 
     fn write(&mut self, bytes: &[u8], offset: u64) -> Result<(), Errno> {
-        let mut done = 0;
-        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
-            match pwrite(&self.file, rest, offset + done as u64) {
-                Ok(0) => return Err(Errno::IO),
-                Ok(more) => done += more,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        Ok(())
+        super::write(&self.file, bytes, offset)
     }
 
     fn sync(&mut self) -> Result<(), Errno> {

@@ -11,8 +11,8 @@ use molt_core::{
     memory::{KEY_BYTES, KEYS, Key, Memory, PLACE_BYTES},
 };
 use rustix::{
-    fs::{Mode, OFlags, fdatasync, fsync, openat},
-    io::{Errno, pread, pwrite},
+    fs::{fdatasync, fsync},
+    io::{Errno, pread},
 };
 
 use super::Store;
@@ -115,8 +115,7 @@ impl Remembered {
 
 /// The file, of its full size, and what is in it.
 fn open(store: &OwnedFd, name: &str, size: usize) -> Result<(OwnedFd, Vec<u8>), Errno> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = openat(store, name, flags, Mode::from_raw_mode(0o600))?;
+    let file = super::kept(store, name)?;
     let mut bytes = vec![0; size];
     let mut read = 0;
     while let Some(rest) = bytes.get_mut(read..).filter(|rest| !rest.is_empty()) {
@@ -137,15 +136,7 @@ fn open(store: &OwnedFd, name: &str, size: usize) -> Result<(OwnedFd, Vec<u8>), 
 }
 
 fn write(file: &OwnedFd, bytes: &[u8], at: u64) -> Result<(), Errno> {
-    let mut done = 0;
-    while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
-        match pwrite(file, rest, at + done as u64) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(more) => done += more,
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
+    super::write(file, bytes, at)?;
     fdatasync(file)
 }
 

@@ -92,6 +92,8 @@ pub(crate) struct Store {
     pub(crate) generations: OwnedFd,
     /// Blobs and layers.
     pub(crate) content: molt_oci::Store,
+    /// It takes no writes: what is confirmed can be run, and nothing can be changed.
+    pub(crate) read_only: bool,
     _lock: OwnedFd,
 }
 
@@ -113,8 +115,7 @@ impl Store {
         if u64::try_from(kind).ok() == Some(OVERLAY) {
             return Err(StoreError::OnOverlay(text));
         }
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let lock = openat(&dir, "lock", flags, Mode::from_raw_mode(0o600)).map_err(call("open the lock of", &text))?;
+        let lock = kept(&dir, "lock").map_err(call("open the lock of", &text))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::AGAIN) => return Err(StoreError::Locked(text)),
@@ -129,7 +130,8 @@ impl Store {
         let _ = mkdirat(&dir, "anchors", Mode::from_raw_mode(0o700));
         let generations = openat(&dir, "generations", folder | OFlags::NOFOLLOW, Mode::empty())
             .map_err(call("open generations/ in", &text))?;
-        Ok(Self { path: path.to_owned(), dir, generations, content, _lock: lock })
+        let read_only = content.read_only();
+        Ok(Self { path: path.to_owned(), dir, generations, content, read_only, _lock: lock })
     }
 
     /// What tells this store from every other one, and its numbers from theirs: `new`, where it has none yet.
@@ -138,8 +140,7 @@ impl Store {
             let path = self.path.join("id").display().to_string();
             move |errno: Errno| StoreError::Call { verb, path, errno }
         };
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(&self.dir, "id", flags, Mode::from_raw_mode(0o600)).map_err(call("open"))?;
+        let file = kept(&self.dir, "id").map_err(call("open"))?;
         let mut text = [0; 64];
         let length = pread(&file, &mut text, 0).map_err(call("read"))?;
         let found = text.get(..length).and_then(|text| std::str::from_utf8(text).ok()).map(str::trim);
@@ -147,7 +148,7 @@ impl Store {
             return Ok(found.to_owned());
         }
         // Empty, or torn when it was made: nobody has been told of it.
-        pwrite(&file, format!("{new}\n").as_bytes(), 0).map_err(call("write"))?;
+        write(&file, format!("{new}\n").as_bytes(), 0).map_err(call("write"))?;
         fsync(&file).and_then(|()| fsync(&self.dir)).map_err(call("sync"))?;
         Ok(new.to_owned())
     }
@@ -160,6 +161,34 @@ impl Store {
             errno,
         })
     }
+}
+
+/// A file of the store that is kept open: made if it is not there; to be read alone where nothing can be written.
+fn kept(store: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat(store, name, flags | OFlags::RDWR | OFlags::CREATE, Mode::from_raw_mode(0o600)) {
+        Err(Errno::ROFS) => openat(store, name, flags | OFlags::RDONLY, Mode::empty()).map_err(|errno| match errno {
+            Errno::NOENT => Errno::ROFS,
+            errno => errno,
+        }),
+        opened => opened,
+    }
+}
+
+/// Writes all of it into a file that is [`kept`] open.
+fn write(file: &OwnedFd, bytes: &[u8], at: u64) -> rustix::io::Result<()> {
+    let mut done = 0;
+    while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+        match pwrite(file, rest, at + done as u64) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(more) => done += more,
+            Err(Errno::INTR) => {}
+            // Opened to be read alone.
+            Err(Errno::BADF) => return Err(Errno::ROFS),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 /// `mkdir -p`, root-only.

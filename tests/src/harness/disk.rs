@@ -130,6 +130,34 @@ impl Disk {
         Ok(())
     }
 
+    /// As after an error that ext4 finds in itself, mounted with `errors=remount-ro`: it is read, and no longer written.
+    pub fn turn_read_only(&self) -> anyhow::Result<()> {
+        ensure!(self.kind == FileSystem::Ext4, "only ext4 can be told to find an error");
+        self.remount("errors=remount-ro")?;
+        let device = rustix::fs::stat(&self.path)?.st_dev;
+        ensure!(rustix::fs::major(device) == LOOP_MAJOR, "{} is not on a loop device", self.path.display());
+        let trigger = format!("/sys/fs/ext4/loop{}/trigger_fs_error", rustix::fs::minor(device));
+        fs::write(&trigger, "asked for by a test").with_context(|| trigger)?;
+        let probe = File::create(self.path.join("probe"));
+        ensure!(probe.is_err(), "{} still takes writes", self.path.display());
+        Ok(())
+    }
+
+    /// Mounts it again, with another option.
+    pub fn remount(&self, option: &str) -> anyhow::Result<()> {
+        let mut mount = Command::new("mount");
+        process::run(mount.arg("-o").arg(format!("remount,{option}")).arg(&self.path), STEP).map(drop)
+    }
+
+    /// Mends one that rests, after an error was found.
+    pub fn mend(&self) -> anyhow::Result<()> {
+        let mut check = Command::new("e2fsck");
+        let done = process::output(check.args(["-f", "-y"]).arg(&self.image), STEP)?;
+        // 1: there was something to mend, e2fsck(8).
+        ensure!(done.code <= 1, "{done:?}");
+        Ok(())
+    }
+
     /// Fills it up to `spare` bytes with one file; removing that file mends it.
     pub fn fill(&self, spare: u64) -> anyhow::Result<PathBuf> {
         let free = rustix::fs::statvfs(&self.path)?;

@@ -42,6 +42,7 @@ pub fn all() -> Vec<Case> {
     [
         audit::CASES,
         bed::CASES,
+        bad::disk::CASES,
         bad::image::CASES,
         bad::policy::CASES,
         bad::registry::CASES,

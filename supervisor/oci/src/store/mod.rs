@@ -69,23 +69,29 @@ struct Inner {
     trash: OwnedFd,
     tmp: OwnedFd,
     xattrs: XattrNamespace,
+    read_only: bool,
     serial: AtomicU64,
     emptying: Mutex<Emptying>,
 }
 
 impl Store {
     /// Opens the store in `dir`, making what is missing. What an earlier run left in `tmp/` goes to the trash.
-    /// Overlay attributes are `trusted.*` where the kernel lets this process set them, `user.*` otherwise.
+    /// Overlay attributes are `trusted.*` where the kernel lets this process set them, `user.*` otherwise. One that was
+    /// made before opens on a file system that takes no writes, too: what is in it can be read.
     pub fn open(dir: impl AsFd) -> Result<Self> {
         let root = reopen(dir.as_fd(), b".")?;
         let blobs = make(&make(&root, "blobs")?, "sha256")?;
         let layers = make(&make(&root, "layers")?, "sha256")?;
         let (trash, tmp) = (make(&root, "trash")?, make(&root, "tmp")?);
-        let xattrs = probe_xattrs(&tmp)?;
+        let (xattrs, read_only) = match probe_xattrs(&tmp) {
+            Err(Errno::ROFS) => (xattrs_of_this_process()?, true),
+            probed => (probed.map_err(|error| Error::store(PROBING, error))?, false),
+        };
         let (serial, emptying) = (AtomicU64::new(0), Mutex::default());
-        let inner = Inner { root, blobs, layers, trash, tmp, xattrs, serial, emptying };
+        let inner = Inner { root, blobs, layers, trash, tmp, xattrs, read_only, serial, emptying };
         let store = Self { inner: Arc::new(inner) };
-        for name in remove::children(&store.inner.tmp).map_err(|error| Error::store("list tmp", error))? {
+        let left = if read_only { Ok(Vec::new()) } else { remove::children(&store.inner.tmp) };
+        for name in left.map_err(|error| Error::store("list tmp", error))? {
             store.discard(&store.inner.tmp, &name)?;
         }
         Ok(store)
@@ -94,6 +100,11 @@ impl Store {
     /// The attributes that mark opaque folders here; overlays of these layers must be mounted to match.
     pub fn xattrs(&self) -> XattrNamespace {
         self.inner.xattrs
+    }
+
+    /// Whether its file system took no writes when it was opened.
+    pub fn read_only(&self) -> bool {
+        self.inner.read_only
     }
 
     /// Whether a layer is there, whole.
@@ -161,7 +172,9 @@ fn make(at: &OwnedFd, name: &str) -> Result<OwnedFd> {
     }
 }
 
-fn probe_xattrs(tmp: &OwnedFd) -> Result<XattrNamespace> {
+const PROBING: &str = "set overlay attributes (the file system must hold an overlay: ext4, xfs, btrfs, tmpfs)";
+
+fn probe_xattrs(tmp: &OwnedFd) -> rustix::io::Result<XattrNamespace> {
     let mut answer = Errno::OPNOTSUPP;
     for namespace in [XattrNamespace::Trusted, XattrNamespace::User] {
         match rustix::fs::fsetxattr(tmp, namespace.opaque(), b"n", XattrFlags::empty()) {
@@ -172,5 +185,14 @@ fn probe_xattrs(tmp: &OwnedFd) -> Result<XattrNamespace> {
             Err(error) => answer = error,
         }
     }
-    Err(Error::store("set overlay attributes (the file system must hold an overlay: ext4, xfs, btrfs, tmpfs)", answer))
+    Err(answer)
+}
+
+/// The same, where nothing can be set on the store itself: xattr(7) lets processes set `trusted.*` by their capability
+/// alone, whatever the file.
+fn xattrs_of_this_process() -> Result<XattrNamespace> {
+    let file = rustix::fs::memfd_create("molt-probe", rustix::fs::MemfdFlags::CLOEXEC)
+        .map_err(|error| Error::store("make a file in memory", error))?;
+    let set = rustix::fs::fsetxattr(&file, XattrNamespace::Trusted.opaque(), b"n", XattrFlags::empty());
+    Ok(if set == Err(Errno::PERM) { XattrNamespace::User } else { XattrNamespace::Trusted })
 }

@@ -1,30 +1,21 @@
 //! Images that lie, do not fit, or try to climb out.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use anyhow::{Context, ensure};
 use serde_json::json;
 
-use super::{fails, look, pull_fails, recipe, says, setup, tidy};
+use super::{fails, look, pull_fails, pull_fails_but_for_one, recipe, says, setup, tidy};
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
-use crate::harness::disk::{Disk, FileSystem, InMemory};
 use crate::harness::image::{Built, Format, Layer, Packing, digest};
-use crate::harness::molt::{Molt, SOON, Setup};
-use crate::harness::runtime::Kind;
-use crate::harness::{images, process, wait};
+use crate::harness::molt::Molt;
+use crate::harness::{images, process};
 
 /// The tests of this suite.
 pub(in crate::suites) const CASES: &[Case] = &[
     case("bad::image::a_layer_that_is_not_what_its_diff_id_says", lying_diff_id),
     case("bad::image::another_architecture", wrong_architecture),
-    case("bad::image::five_gigabytes_claimed_on_a_full_disk", claims_too_much),
-    case("bad::image::a_file_that_claims_five_gigabytes", claiming_entry),
-    case("bad::image::a_disk_that_fills_up_on_the_way", disk_fills_up),
-    case("bad::image::inodes_that_are_too_few_or_run_out", too_few_inodes),
-    case("bad::image::a_full_disk_does_not_stop_a_rollback", rollback_on_a_full_disk),
-    case("bad::image::without_an_inode_left_it_starts_and_rolls_back", without_inodes),
-    case("bad::image::a_container_that_cannot_be_staged_stops_no_image", zero_cannot_be_staged),
     case("bad::image::a_program_that_is_not_there", |bed| unusable(bed, "no-entrypoint-file", NO_FILE)),
     case("bad::image::a_program_that_is_not_executable", |bed| unusable(bed, "not-executable", NOT_EXECUTABLE)),
     case("bad::image::a_script_without_its_interpreter", |bed| unusable(bed, "bad-interpreter", NO_INTERPRETER)),
@@ -67,203 +58,6 @@ fn wrong_architecture(bed: &Bed) -> anyhow::Result<()> {
     pull_fails(&molt, 6, &index, &[&said, "linux/riscv64"])?;
     let dry = molt.expect(6, &["update", &plain, "--dry-run"])?;
     says(&dry.stderr, &[&said])
-}
-
-/// Molt with its store on a disk of its own, of `megabytes`.
-fn on_a_disk(bed: &Bed, megabytes: u64) -> anyhow::Result<(Molt, Disk)> {
-    let disk = Disk::new(&bed.scratch("disk")?, FileSystem::Ext4, megabytes)?;
-    let mut setup = setup(bed)?;
-    setup.store.clone_from(&disk.path);
-    Ok((setup.start()?, disk))
-}
-
-fn claims_too_much(bed: &Bed) -> anyhow::Result<()> {
-    let (molt, disk) = on_a_disk(bed, 96)?;
-    disk.fill(4 << 20)?;
-    let image = bed.lying_image("bad/huge:1", || {
-        Ok(recipe(bed, "v4")?.build_bent(|manifest| manifest["layers"][2]["size"] = json!(5_u64 << 30)))
-    })?;
-    let parts = ["1 layers of 5120 MiB need about 18432 MiB and ", " inodes are free", "free some: molt gc"];
-    pull_fails(&molt, 6, &image, &parts)?;
-    let dry = molt.expect(6, &["update", &image, "--dry-run"])?;
-    says(&dry.stderr, &parts)?;
-    let asked = json!({"image": image});
-    let answer = molt.ask("POST", "/v1/updates?dryRun=All", &asked)?;
-    ensure!(answer.status == 507 && answer.json()?["code"] == "no-space", "{} {}", answer.status, answer.text());
-    Ok(())
-}
-
-fn claiming_entry(bed: &Bed) -> anyhow::Result<()> {
-    let (molt, _disk) = on_a_disk(bed, 96)?;
-    let image = bed.lying_image("bad/claiming:1", || {
-        let layer = Layer::new().dir("app", 0o755).claiming("app/big", 5 << 30, &[0; 4096]);
-        Ok(recipe(bed, "v4")?.layer(layer.pack(Packing::Gzip)).build())
-    })?;
-    let before = free(&molt)?;
-    pull_fails_but_for_one(&molt, 1, &image, &["failed to unpack layer "])?;
-    let after = free(&molt)?;
-    ensure!(after + (2 << 20) > before, "{before} bytes were free, now {after}");
-    Ok(())
-}
-
-/// The same as [`pull_fails`], where a sound layer below the bad one may stay, whole.
-fn pull_fails_but_for_one(molt: &Molt, code: i32, image: &str, parts: &[&str]) -> anyhow::Result<()> {
-    let before = (molt.stored("layers/sha256")?, molt.stored("generations")?);
-    fails(molt, code, &["update", image], parts)?;
-    let after = (molt.stored("layers/sha256")?, molt.stored("generations")?);
-    ensure!(after.1 == before.1 && after.0.len() <= before.0.len() + 1, "{before:?} became {after:?}");
-    ensure!(molt.status()?["bad"] == json!([]), "{}", molt.status()?["bad"]);
-    tidy(molt)
-}
-
-fn free(molt: &Molt) -> anyhow::Result<u64> {
-    let stat = rustix::fs::statvfs(&molt.store)?;
-    Ok(stat.f_bavail * stat.f_frsize)
-}
-
-fn disk_fills_up(bed: &Bed) -> anyhow::Result<()> {
-    let (molt, disk) = on_a_disk(bed, 96)?;
-    // Small on its way, and so not refused before: zeros pack well.
-    let image = bed.image("bad/zeros:1", || {
-        let mut layer = Layer::new().dir("app", 0o755);
-        for number in 0..12 {
-            layer = layer.file(&format!("app/zeros{number}"), 0o644, &vec![0; 4 << 20]);
-        }
-        Ok(recipe(bed, "v4")?.layer(layer.pack(Packing::Gzip)).build())
-    })?;
-    let ballast = disk.fill(16 << 20)?;
-    let before = free(&molt)?;
-    pull_fails(&molt, 6, &image, &[" inodes are free", "free some: molt gc"])?;
-    let after = free(&molt)?;
-    ensure!(after + (2 << 20) > before, "{before} bytes were free, now {after}");
-    fs::remove_file(ballast)?;
-    molt.expect(0, &["update", &image])?;
-    molt.serves("v4", 2)
-}
-
-fn too_few_inodes(bed: &Bed) -> anyhow::Result<()> {
-    let disk = InMemory::new(&bed.scratch("disk")?, 256, 2000)?;
-    // Without a reserve, which may be seen to be short before the last inode is gone: it is the kernel that says no.
-    let mut setup = setup(bed)?.with("/update/reserve", json!("0KiB"));
-    setup.store.clone_from(&disk.path);
-    let molt = setup.start()?;
-    let ballast = disk.path.join("ballast");
-    fs::create_dir(&ballast)?;
-    let left = rustix::fs::statvfs(&disk.path)?.f_favail;
-    let spare = 300;
-    for number in spare..left {
-        fs::File::create(ballast.join(number.to_string()))?;
-    }
-    // Small on its way: a thousand empty files pack well, and are found out only when they are made.
-    let image = bed.image("bad/entries:1", || {
-        let files = |layer: Layer, number| layer.file(&format!("app/empty{number}"), 0o644, b"");
-        let layer = (0..1000).fold(Layer::new().dir("app", 0o755), files);
-        Ok(recipe(bed, "v4")?.layer(layer.pack(Packing::Gzip)).build())
-    })?;
-    let free = || anyhow::Ok(rustix::fs::statvfs(&molt.store)?.f_favail);
-    let before = free()?;
-    pull_fails(&molt, 6, &image, &["no bytes or inodes left (ENOSPC)", "free some: molt gc"])?;
-    wait::until_ok("the inodes to come back", SOON, || {
-        let after = free()?;
-        ensure!(after + 2 > before, "{before} inodes were free, now {after}");
-        Ok(())
-    })?;
-    for number in 20..spare {
-        fs::File::create(ballast.join(number.to_string()))?;
-    }
-    let few = " of 2000 inodes are free";
-    pull_fails(&molt, 6, &bed.small("v3")?, &[" layers of 1 MiB need about ", few, "free some: molt gc"])?;
-    fs::remove_dir_all(ballast)?;
-    molt.expect(0, &["update", &image])?;
-    molt.serves("v4", 2)
-}
-
-fn rollback_on_a_full_disk(bed: &Bed) -> anyhow::Result<()> {
-    let (molt, disk) = on_a_disk(bed, 96)?;
-    molt.expect(0, &["update", &bed.small("v2")?])?;
-    disk.fill(0)?;
-    ensure!(fs::write(disk.path.join("more"), vec![1; 1 << 20]).is_err(), "the disk is not full");
-    pull_fails(
-        &molt,
-        6,
-        &bed.small("v3")?,
-        &[" layers of 1 MiB need about ", " inodes are free", "free some: molt gc"],
-    )?;
-    molt.expect(0, &["rollback"])?;
-    molt.serves("v1", 3)?;
-    // The journal is written in place: what was decided is on disk, too.
-    let mut molt = molt;
-    molt.sandbox.kill()?;
-    molt.sandbox.restart()?;
-    molt.settled()?;
-    molt.serves("v1", 4)
-}
-
-/// Takes every inode that is left.
-fn fill_with_names(folder: &Path) -> anyhow::Result<()> {
-    let full = (0..9000).find(|number| fs::File::create(folder.join(format!("ballast-{number}"))).is_err());
-    ensure!(full.is_some(), "inodes without end");
-    Ok(())
-}
-
-/// Also where a kernel wants the root mounted somewhere: the store has no room for a mount point.
-fn without_inodes(bed: &Bed) -> anyhow::Result<()> {
-    for kernel in ["6.14", "99.0"] {
-        let disk = InMemory::new(&bed.scratch("disk")?, 64, 2000)?;
-        let mut setup = setup(bed)?.env("MOLT_PRETEND_KERNEL", kernel);
-        setup.store.clone_from(&disk.path);
-        let mut spec = setup.spec.clone();
-        let mut molt = setup.start()?;
-        molt.expect(0, &["update", &bed.small("v2")?])?;
-        ensure!(molt.sandbox.stop(SOON)? == 0);
-        if kernel == "99.0" {
-            // Not even what overlayfs removes first is there to be had again: it mounts read-only and says nothing.
-            for generation in [1, 2] {
-                fs::remove_dir(disk.path.join(format!("generations/{generation}/work/work")))?;
-            }
-        }
-        fill_with_names(&disk.path)?;
-        // What confines it is another thing now, and cannot be written down.
-        spec["spec"]["workload"]["limits"] = json!({"nofile": 2048});
-        fs::write(molt.config.join("sandbox.yaml"), spec.to_string())?;
-        molt.sandbox.restart()?;
-        let status = molt.settled()?;
-        molt.serves("v2", 3)?;
-        says(
-            &status["degraded"].to_string(),
-            &["the store's disk is full: all but the state and carried mounts is read-only"],
-        )?;
-        molt.expect(0, &["rollback"])?;
-        molt.serves("v1", 4)?;
-        // With room again, the next start can write.
-        ensure!(molt.sandbox.stop(SOON)? == 0);
-        for number in 0..100 {
-            fs::remove_file(disk.path.join(format!("ballast-{number}")))?;
-        }
-        molt.sandbox.restart()?;
-        let status = molt.settled()?;
-        molt.serves("v1", 5)?;
-        ensure!(!status["degraded"].to_string().contains("disk"), "{status:#}");
-        molt.expect(0, &["update", &bed.small("v2")?])?;
-    }
-    Ok(())
-}
-
-/// The container's own root has another command, which cannot be staged: that is no reason not to start an image.
-fn zero_cannot_be_staged(bed: &Bed) -> anyhow::Result<()> {
-    let disk = InMemory::new(&bed.scratch("disk")?, 64, 2000)?;
-    let mut setup = Setup::own_root(bed, Kind::Light, &["/app/molt-testd"])?.with("/workload/user", json!("1000:1000"));
-    setup.store.clone_from(&disk.path);
-    let mut program = setup.options.program.clone();
-    let mut molt = setup.start()?;
-    molt.expect(0, &["update", &bed.small("v2")?])?;
-    ensure!(molt.sandbox.stop(SOON)? == 0);
-    fill_with_names(&disk.path)?;
-    program.push("another".to_owned());
-    molt.sandbox.restart_as(&program.iter().map(String::as_str).collect::<Vec<_>>())?;
-    molt.settled()?;
-    molt.serves("v2", 3)?;
-    says(&molt.sandbox.logs(), &["generation 0 stays as it was staged last"])
 }
 
 const NO_FILE: &str = "/app/absent does not exist in the image";

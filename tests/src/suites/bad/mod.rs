@@ -3,6 +3,7 @@
 //! In: images and registries that lie, programs that misbehave. Out: for each the exit status of `docs/CLI.md`, a text
 //! that says what failed, why, what still runs and what to type next, and a workload that never noticed (or is back).
 
+pub(super) mod disk;
 pub(super) mod image;
 pub(super) mod policy;
 pub(super) mod registry;
@@ -12,7 +13,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::{Context, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::bed::Bed;
 use crate::harness::image::{Format, ImageBuilder, Packing, digest};
@@ -115,6 +116,16 @@ pub(super) fn pull_fails(molt: &Molt, code: i32, image: &str, parts: &[&str]) ->
     ensure!(molt.status()?["bad"] == bad, "the digest is taken for a bad one: {}", molt.status()?["bad"]);
     tidy(molt)?;
     Ok(output)
+}
+
+/// The same as [`pull_fails`], where a sound layer below the bad one may stay, whole.
+fn pull_fails_but_for_one(molt: &Molt, code: i32, image: &str, parts: &[&str]) -> anyhow::Result<()> {
+    let before = (molt.stored("layers/sha256")?, molt.stored("generations")?);
+    fails(molt, code, &["update", image], parts)?;
+    let after = (molt.stored("layers/sha256")?, molt.stored("generations")?);
+    ensure!(after.1 == before.1 && after.0.len() <= before.0.len() + 1, "{before:?} became {after:?}");
+    ensure!(molt.status()?["bad"] == json!([]), "{}", molt.status()?["bad"]);
+    tidy(molt)
 }
 
 /// Nothing is half done in the store, and no packed layer is kept there.
