@@ -120,6 +120,14 @@ mod tests {
         assert!(dir.path().join("kept/file").exists());
     }
 
+    /// What is mounted in a tree is somebody's: the removal of the tree fails there.
+    #[test]
+    fn a_mount_point_is_not_entered() {
+        let root = fs::File::open("/").unwrap();
+        assert!(fs::exists("/proc/self").unwrap());
+        assert_eq!(open_folder(root.as_fd(), b"proc").unwrap_err(), Errno::XDEV);
+    }
+
     #[test]
     fn a_folder_of_any_width_goes_a_part_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
