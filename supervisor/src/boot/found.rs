@@ -155,7 +155,7 @@ pub(super) type JournalParts = (Option<Journal>, Slot, BTreeMap<Generation, Reco
 pub(super) fn read_journal(store: Option<&Store>, facts: &mut Facts) -> Result<JournalParts, Refusal> {
     let Some(store) = store else { return Ok((None, Slot::first(), BTreeMap::new())) };
     let (known, shelved) = store.known().or_else(|error| refuse(120, format!("failed to {error}")))?;
-    let file = File::open(&store.dir).or_else(|errno| refuse(120, format!("failed to open the journal: {errno}")))?;
+    let file = File::open(store).or_else(|errno| refuse(120, format!("failed to open the journal: {errno}")))?;
     let (journal, opened) = Journal::open(file).or_else(|error| refuse(120, format!("failed to {error}")))?;
     let recovered = journal::recover(opened, shelved);
     if store.read_only {

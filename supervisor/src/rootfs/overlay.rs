@@ -21,7 +21,7 @@ use rustix::{
 };
 
 use super::{Parts, RootError, compat};
-use crate::store::Store;
+use crate::store::{Store, takes_no_writes};
 
 /// Mounts it, and why it could be had read-only alone, if it could. overlayfs makes and removes a few names in its work
 /// folder when it is mounted, and cannot where there is no room for them, or nothing is written at all. What `ran` before is
@@ -95,13 +95,6 @@ const fn full(errno: Errno) -> bool {
 
 fn why(folder: &OwnedFd) -> &'static str {
     if takes_no_writes(folder) { super::READ_ONLY } else { super::FULL }
-}
-
-/// Whether the file system of `folder` is read-only, by its mount or since it found an error in itself, of which statvfs(3)
-/// need not tell. A file without a name leaves nothing.
-fn takes_no_writes(folder: &OwnedFd) -> bool {
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    openat(folder, ".", flags, Mode::from_raw_mode(0o600)).is_err_and(|errno| errno == Errno::ROFS)
 }
 
 /// Whether the root of a layer is opaque. overlayfs does not look at the mark there.

@@ -11,6 +11,7 @@ use rustix::{
     io::{Errno, pread},
 };
 
+use super::Store;
 use crate::planted;
 
 /// The open journal.
@@ -25,9 +26,9 @@ pub(crate) struct File {
 
 impl File {
     /// The journal of a store, made if it is not there; of one that takes no writes, to be read alone.
-    pub(crate) fn open(store: &OwnedFd) -> rustix::io::Result<Self> {
-        let file = super::kept(store, "journal")?;
-        let store = rustix::io::fcntl_dupfd_cloexec(store, 0)?;
+    pub(crate) fn open(store: &Store) -> rustix::io::Result<Self> {
+        let file = super::kept(&store.dir, "journal", store.read_only)?;
+        let store = rustix::io::fcntl_dupfd_cloexec(&store.dir, 0)?;
         Ok(Self { file, store })
     }
 }

@@ -44,7 +44,7 @@ impl Remembered {
     /// Of a store; without one, or where it cannot be read, empty.
     pub(crate) fn open(store: Option<&Store>) -> Self {
         let Some(store) = store else { return Self::default() };
-        let open = |name, bytes| open(&store.dir, name, bytes).map_err(|errno| (name, errno));
+        let open = |name, bytes| open(store, name, bytes).map_err(|errno| (name, errno));
         let ring = usize::try_from(KEYS).unwrap_or_default() * KEY_BYTES;
         let both = open("memory", 2 * PLACE_BYTES).and_then(|memory| Ok((memory, open("requests", ring)?)));
         match both {
@@ -114,8 +114,8 @@ impl Remembered {
 }
 
 /// The file, of its full size, and what is in it.
-fn open(store: &OwnedFd, name: &str, size: usize) -> Result<(OwnedFd, Vec<u8>), Errno> {
-    let file = super::kept(store, name)?;
+fn open(store: &Store, name: &str, size: usize) -> Result<(OwnedFd, Vec<u8>), Errno> {
+    let file = super::kept(&store.dir, name, store.read_only)?;
     let mut bytes = vec![0; size];
     let mut read = 0;
     while let Some(rest) = bytes.get_mut(read..).filter(|rest| !rest.is_empty()) {
@@ -130,7 +130,7 @@ fn open(store: &OwnedFd, name: &str, size: usize) -> Result<(OwnedFd, Vec<u8>), 
         // Room for all of it now: a disk that fills up later takes nothing away.
         write(&file, bytes.get(read..).unwrap_or_default(), read as u64)?;
         fsync(&file)?;
-        fsync(store)?;
+        fsync(&store.dir)?;
     }
     Ok((file, bytes))
 }

@@ -115,7 +115,8 @@ impl Store {
         if u64::try_from(kind).ok() == Some(OVERLAY) {
             return Err(StoreError::OnOverlay(text));
         }
-        let lock = kept(&dir, "lock").map_err(call("open the lock of", &text))?;
+        let read_only = takes_no_writes(&dir);
+        let lock = kept(&dir, "lock", read_only).map_err(call("open the lock of", &text))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::AGAIN) => return Err(StoreError::Locked(text)),
@@ -130,7 +131,10 @@ impl Store {
         let _ = mkdirat(&dir, "anchors", Mode::from_raw_mode(0o700));
         let generations = openat(&dir, "generations", folder | OFlags::NOFOLLOW, Mode::empty())
             .map_err(call("open generations/ in", &text))?;
-        let read_only = content.read_only();
+        // By two signs: a store that is taken for read-only is one that nothing can be changed in until the next start.
+        if content.read_only() && !read_only {
+            return Err(StoreError::ReadOnly(text));
+        }
         Ok(Self { path: path.to_owned(), dir, generations, content, read_only, _lock: lock })
     }
 
@@ -140,7 +144,7 @@ impl Store {
             let path = self.path.join("id").display().to_string();
             move |errno: Errno| StoreError::Call { verb, path, errno }
         };
-        let file = kept(&self.dir, "id").map_err(call("open"))?;
+        let file = kept(&self.dir, "id", self.read_only).map_err(call("open"))?;
         let mut text = [0; 64];
         let length = pread(&file, &mut text, 0).map_err(call("read"))?;
         let found = text.get(..length).and_then(|text| std::str::from_utf8(text).ok()).map(str::trim);
@@ -163,14 +167,23 @@ impl Store {
     }
 }
 
-/// A file of the store that is kept open: made if it is not there; to be read alone where nothing can be written.
-fn kept(store: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
+/// Whether the file system of `folder` is read-only, by its mount or since it found an error in itself, of which statvfs(3)
+/// need not tell. A file without a name leaves nothing.
+pub(crate) fn takes_no_writes(folder: &OwnedFd) -> bool {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    openat(folder, ".", flags, Mode::from_raw_mode(0o600)).is_err_and(|errno| errno == Errno::ROFS)
+}
+
+/// A file of the store that is kept open: made if it is not there; in a store that is `read_only`, to be read alone.
+fn kept(store: &OwnedFd, name: &str, read_only: bool) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match openat(store, name, flags | OFlags::RDWR | OFlags::CREATE, Mode::from_raw_mode(0o600)) {
-        Err(Errno::ROFS) => openat(store, name, flags | OFlags::RDONLY, Mode::empty()).map_err(|errno| match errno {
-            Errno::NOENT => Errno::ROFS,
-            errno => errno,
-        }),
+        Err(Errno::ROFS) if read_only => {
+            openat(store, name, flags | OFlags::RDONLY, Mode::empty()).map_err(|errno| match errno {
+                Errno::NOENT => Errno::ROFS,
+                errno => errno,
+            })
+        }
         opened => opened,
     }
 }
