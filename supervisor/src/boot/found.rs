@@ -12,7 +12,7 @@ use std::{
 use molt_core::{
     generation::Record,
     ids::{Generation, UpdateId},
-    journal::{self, Slot},
+    journal::{self, Opened, Slot},
     machine::Wanted,
     memory::UnderWay,
     spec::Spec,
@@ -112,7 +112,11 @@ pub(super) fn no_new_wish(slot: &mut Slot, wanted: Option<&Wanted>, facts: &Fact
 pub(super) fn store_id(store: Option<&Store>) -> Result<String, Refusal> {
     let new = crate::gateway::files::random_id().or_else(|why| refuse(125, why))?;
     let Some(store) = store else { return Ok(new) };
-    store.id(&new).or_else(|error| refuse(120, format!("failed to {error}")))
+    match store.id(&new) {
+        // Made up for this start here, too: it was never told to anybody.
+        Err(StoreError::ReadOnly(_)) => Ok(new),
+        known => known.or_else(|error| refuse(120, format!("failed to {error}"))),
+    }
 }
 
 pub(super) fn open_store(args: &InitArgs, spec: &Spec, facts: &mut Facts) -> Result<Option<Arc<Store>>, Refusal> {
@@ -131,37 +135,45 @@ pub(super) fn open_store(args: &InitArgs, spec: &Spec, facts: &mut Facts) -> Res
     }
     match Store::open(&path) {
         Ok(store) => Ok(Some(Arc::new(store))),
-        Err(error) if args.store.is_some() => {
-            let status = error.exit_status();
-            refuse(
-                status,
-                format!("failed to {}; nothing was touched\n    mend: {}", crate::effects::chain(&error), error.mend()),
-            )
-        }
-        Err(error) => {
-            let message = format!("failed to {}: {}", crate::effects::chain(&error), error.mend());
-            if spec.image.is_some() {
-                return refuse(error.exit_status(), format!("{message}\n    an image needs a store to be unpacked in"));
-            }
-            tracing::warn!("{message}; the container's own root runs, and nothing can be updated");
-            facts.not_durable.push(message);
-            Ok(None)
-        }
+        Err(error) => without_store(args, spec, &error, facts).map(|()| None),
     }
 }
 
-pub(super) type JournalParts = (Option<Journal>, Slot, BTreeMap<Generation, Record>);
+/// There is no store: a refusal where one was asked for or is needed; else the container's own root runs.
+fn without_store(args: &InitArgs, spec: &Spec, error: &StoreError, facts: &mut Facts) -> Result<(), Refusal> {
+    let status = error.exit_status();
+    let said = crate::effects::chain(error);
+    if args.store.is_some() {
+        return refuse(status, format!("failed to {said}; nothing was touched\n    mend: {}", error.mend()));
+    }
+    let message = format!("failed to {said}: {}", error.mend());
+    if spec.image.is_some() {
+        return refuse(status, format!("{message}\n    an image needs a store to be unpacked in"));
+    }
+    tracing::warn!("{message}; the container's own root runs, and nothing can be updated");
+    facts.not_durable.push(message);
+    Ok(())
+}
 
-pub(super) fn read_journal(store: Option<&Store>, facts: &mut Facts) -> Result<JournalParts, Refusal> {
-    let Some(store) = store else { return Ok((None, Slot::first(), BTreeMap::new())) };
+pub(super) type JournalParts = (Option<Arc<Store>>, Option<Journal>, Slot, BTreeMap<Generation, Record>);
+
+/// What the journal says; of a store that is read-only nothing is kept open to be written. One in which nothing was ever
+/// confirmed is then as good as none.
+pub(super) fn read_journal(
+    args: &InitArgs,
+    spec: &Spec,
+    store: Option<Arc<Store>>,
+    facts: &mut Facts,
+) -> Result<JournalParts, Refusal> {
+    let Some(store) = store else { return Ok((None, None, Slot::first(), BTreeMap::new())) };
     let (known, shelved) = store.known().or_else(|error| refuse(120, format!("failed to {error}")))?;
-    let file = File::open(store).or_else(|errno| refuse(120, format!("failed to open the journal: {errno}")))?;
-    let (journal, opened) = Journal::open(file).or_else(|error| refuse(120, format!("failed to {error}")))?;
+    let (journal, opened) = if store.read_only { (None, File::peek(&store)) } else { opened(&store)? };
     let recovered = journal::recover(opened, shelved);
     if store.read_only {
         let error = StoreError::ReadOnly(store.path.display().to_string());
         if recovered.slot.confirmed.is_none() {
-            return refuse(error.exit_status(), format!("failed to {error}\n    mend: {}", error.mend()));
+            without_store(args, spec, &error, facts)?;
+            return Ok((None, None, Slot::first(), BTreeMap::new()));
         }
         let message =
             format!("failed to {error}; what is confirmed runs, and nothing can be changed: {}", error.mend());
@@ -177,7 +189,13 @@ pub(super) fn read_journal(store: Option<&Store>, facts: &mut Facts) -> Result<J
         tracing::warn!("{message}");
         facts.not_durable.push(message);
     }
-    Ok((Some(journal), recovered.slot, known))
+    Ok((Some(store), journal, recovered.slot, known))
+}
+
+fn opened(store: &Store) -> Result<(Option<Journal>, Opened), Refusal> {
+    let file = File::open(&store.dir).or_else(|errno| refuse(120, format!("failed to open the journal: {errno}")))?;
+    let (journal, opened) = Journal::open(file).or_else(|error| refuse(120, format!("failed to {error}")))?;
+    Ok((Some(journal), opened))
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ fn start(args: &InitArgs) -> Result<u8, Refusal> {
 
     let mut facts = Facts::default();
     let store = found::open_store(args, &taken.spec, &mut facts)?;
-    let (journal, slot, known) = found::read_journal(store.as_deref(), &mut facts)?;
+    let (store, journal, slot, known) = found::read_journal(args, &taken.spec, store, &mut facts)?;
     let socket = args.socket.clone().unwrap_or_else(|| PathBuf::from(&taken.spec.api.socket));
     let parts = hold_parts(args, &taken.spec, &socket, store.as_deref(), &mut facts)?;
     let shim = Shim::keep(store.as_ref().map(|store| store.path.as_path()))
@@ -201,7 +201,7 @@ async fn serve(
         confirm_within_ms: (context.spec.update.confirm == Confirm::External)
             .then(|| context.spec.update.confirm_deadline.as_millis()),
         completes: context.spec.workload.completes,
-        durable: store.is_some(),
+        durable: store.as_ref().is_some_and(|store| !store.read_only),
         boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
     };
     if let Some(store) = store.clone() {
@@ -423,8 +423,10 @@ fn own_root(
     if let Some(old) = old.filter(|old| old.same_triple(None, record.policy_digest, record.settings_digest)) {
         record.since.clone_from(&old.since);
     } else if let Some(Err(error)) = context.store.as_ref().map(|store| store.stage(&record, &context.policy)) {
-        // It is no reason to leave another one lying.
-        if known.keys().all(|other| *other == Generation(0)) {
+        // It is no reason to leave another one lying, nor itself where nothing can be written.
+        let read_only = context.store.as_ref().is_some_and(|store| store.read_only);
+        let none = if read_only { known.is_empty() } else { known.keys().all(|other| *other == Generation(0)) };
+        if none {
             return refuse(120, format!("failed to {error}"));
         }
         tracing::warn!("failed to {error}; generation 0 stays as it was staged last");

@@ -80,7 +80,7 @@ impl Dispatcher {
             // So that the order shows.
             std::thread::sleep(Duration::from_millis(50));
         }
-        let store = self.context.store.clone();
+        let store = self.context.store.clone().filter(|store| !store.read_only);
         if let (Mark::Set(generation), Some(store)) = (mark, &store)
             && let Err(error) = store.mark(generation)
         {
@@ -204,7 +204,7 @@ impl Dispatcher {
         let missing = || Fault::new(Code::NothingToRollBackTo, format!("generation {generation} is not in the store"));
         let record = self.state.known.get(&generation).cloned().ok_or_else(missing)?;
         let policy = match &self.context.store {
-            Some(store) if generation != Generation(0) => store.policy(generation)?,
+            Some(store) if generation != Generation(0) || store.read_only => store.policy(generation)?,
             _ => self.context.policy.clone(),
         };
         let update = self.state.attempt.as_ref().map(|attempt| attempt.id);

@@ -6,11 +6,12 @@
 use std::{fs::File, os::fd::AsFd as _, path::Path};
 
 use molt_core::spec;
-use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags, openat, statfs, statvfs};
 
 use crate::{
     preflight::{Finding, Grade},
     rootfs::{carry, table::Table},
+    store::takes_no_writes,
 };
 
 /// Less than this and an update is refused for want of room: the default of `update.reserve`.
@@ -44,8 +45,11 @@ fn kind(path: &str) -> Option<(&'static str, bool)> {
     })
 }
 
+/// By what it says, and by what it does: one that found an error in itself says nothing of it.
 fn read_only(path: &str) -> bool {
-    statvfs(path).is_ok_and(|stat| stat.f_flag.contains(StatVfsMountFlags::RDONLY))
+    let says = statvfs(path).is_ok_and(|stat| stat.f_flag.contains(StatVfsMountFlags::RDONLY));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    says || openat(CWD, path, flags, Mode::empty()).is_ok_and(|folder| takes_no_writes(&folder))
 }
 
 fn store(path: &str) -> Finding {

@@ -5,7 +5,7 @@
 
 use std::os::fd::OwnedFd;
 
-use molt_core::journal::{self, FILE_BYTES, Medium, SLOT_BYTES};
+use molt_core::journal::{self, FILE_BYTES, Medium, Opened, SLOT_BYTES};
 use rustix::{
     fs::{fdatasync, fsync},
     io::{Errno, pread},
@@ -25,11 +25,29 @@ pub(crate) struct File {
 }
 
 impl File {
-    /// The journal of a store, made if it is not there; of one that takes no writes, to be read alone.
-    pub(crate) fn open(store: &Store) -> rustix::io::Result<Self> {
-        let file = super::kept(&store.dir, "journal", store.read_only)?;
-        let store = rustix::io::fcntl_dupfd_cloexec(&store.dir, 0)?;
+    /// The journal of a store, made if it is not there.
+    pub(crate) fn open(store: &OwnedFd) -> rustix::io::Result<Self> {
+        let file = super::kept(store, "journal", false)?;
+        let store = rustix::io::fcntl_dupfd_cloexec(store, 0)?;
         Ok(Self { file, store })
+    }
+
+    /// What the journal of a store says that takes no writes; what is not there, or is too short, is not made.
+    pub(crate) fn peek(store: &Store) -> Opened {
+        let read = super::kept(&store.dir, "journal", true)
+            .and_then(|file| load(FILE_BYTES / SLOT_BYTES, |bytes, offset| pread(&file, bytes, offset)));
+        match read {
+            Err(Errno::ROFS) => Opened::First,
+            Err(errno) => {
+                tracing::warn!(%errno, "failed to read the journal");
+                Opened::Damaged
+            }
+            Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => Opened::First,
+            Ok(mut bytes) => {
+                bytes.resize(FILE_BYTES, 0);
+                journal::read(&bytes).map_or(Opened::Damaged, |read| Opened::Found(Box::new(read)))
+            }
+        }
     }
 }
 

@@ -60,7 +60,7 @@ impl StoreError {
             Self::OnOverlay(_) => {
                 "mount a volume there: an emptyDir or PersistentVolumeClaim in a pod, `-v molt:/var/lib/molt` with podman or docker"
             }
-            Self::ReadOnly(_) => "mount the volume read-write",
+            Self::ReadOnly(_) => "mount the volume read-write, and start molt again",
             Self::Locked(_) => "stop the other molt, or give this one a store of its own with --store",
             Self::Call { .. } | Self::Content(..) => "look at the folder's owner and mode; it must be root's alone",
         }
@@ -131,10 +131,11 @@ impl Store {
         let _ = mkdirat(&dir, "anchors", Mode::from_raw_mode(0o700));
         let generations = openat(&dir, "generations", folder | OFlags::NOFOLLOW, Mode::empty())
             .map_err(call("open generations/ in", &text))?;
-        // By two signs: a store that is taken for read-only is one that nothing can be changed in until the next start.
+        // By two signs: one that is taken for read-only is changed by no one until the next start.
         if content.read_only() && !read_only {
             return Err(StoreError::ReadOnly(text));
         }
+        let read_only = content.read_only();
         Ok(Self { path: path.to_owned(), dir, generations, content, read_only, _lock: lock })
     }
 
@@ -142,7 +143,10 @@ impl Store {
     pub(crate) fn id(&self, new: &str) -> Result<String, StoreError> {
         let call = |verb: &'static str| {
             let path = self.path.join("id").display().to_string();
-            move |errno: Errno| StoreError::Call { verb, path, errno }
+            move |errno: Errno| match errno {
+                Errno::ROFS => StoreError::ReadOnly(path),
+                errno => StoreError::Call { verb, path, errno },
+            }
         };
         let file = kept(&self.dir, "id", self.read_only).map_err(call("open"))?;
         let mut text = [0; 64];

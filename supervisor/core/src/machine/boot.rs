@@ -49,6 +49,11 @@ pub(super) fn boot(state: &mut State, now: Moment, found: Found, out: &mut Vec<E
         first.force = true;
         state.first = Some(first);
     }
+    if !state.settings.durable {
+        // A trial neither goes on nor ends where nothing can be changed: the next start that can change something finds it
+        // as it is.
+        state.slot.trial = None;
+    }
     if let Some(trial) = state.slot.trial.clone()
         && boot_trial(state, now, &trial, boots, out)
     {

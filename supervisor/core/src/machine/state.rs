@@ -227,7 +227,8 @@ pub struct Settings {
     pub confirm_within_ms: Option<u64>,
     /// Exit 0 in a trial means that the program did what it is for.
     pub completes: bool,
-    /// A store holds generations: without one only generation 0 runs and updates are refused.
+    /// A store holds generations: without one only generation 0 runs, of one that is read-only what is confirmed; updates
+    /// and rollbacks are refused.
     pub durable: bool,
     /// `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,

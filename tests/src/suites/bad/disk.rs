@@ -1,7 +1,8 @@
 //! Disks that are full, fill up on the way, or take no more writes.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
@@ -27,6 +28,7 @@ pub(in crate::suites) const CASES: &[Case] = &[
     case("bad::disk::one_that_turns_read_only_on_the_way", turns_read_only),
     case("bad::disk::one_that_is_mounted_read_only", |bed| mounted_read_only(bed, Kind::Light)),
     case("bad::disk::the_same_in_a_user_namespace", |bed| mounted_read_only(bed, Kind::LightUser)),
+    case("bad::disk::a_container_s_own_root_on_one_that_is_read_only", own_root_read_only),
 ];
 
 /// Molt with its store on a disk of its own, of `megabytes`.
@@ -233,7 +235,7 @@ fn turns_read_only(bed: &Bed) -> anyhow::Result<()> {
     let last = &status["lastUpdate"];
     ensure!(last["outcome"] == "aborted" && last["reason"] == "store-unusable", "{last:#}");
     says(&last["message"].to_string(), &["Read-only file system", "generation 1 runs "])?;
-    fails_read_only(&molt, &v3)?;
+    refused(&molt, &v3, 1, "Read-only file system")?;
     ensure!(not_durable(&molt.status()?)?.contains("the journal could not be written"), "{}", molt.status()?);
     // Whoever starts on it finds what was confirmed, and the state, which is elsewhere.
     molt.sandbox.kill()?;
@@ -255,8 +257,7 @@ fn turns_read_only(bed: &Bed) -> anyhow::Result<()> {
     disk.remount("ro")?;
     molt.sandbox.restart()?;
     runs_on_a_read_only_disk(&molt, "v2", 5, &v3)?;
-    // Not even the way back is recorded, and so it is not gone.
-    molt.expect(1, &["rollback"])?;
+    molt.expect(6, &["rollback"])?;
     molt.serves("v2", 5)?;
     ensure!(molt.sandbox.stop(SOON)? == 0);
     disk.remount("rw")?;
@@ -281,15 +282,12 @@ fn mounted_read_only(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
     let pages = |molt: &Molt| anyhow::Ok(molt.expect(0, &["exec", "--", "ls", "/app/pages"])?.stdout);
     ensure!(pages(&molt)? == "new\n");
     ensure!(molt.sandbox.stop(SOON)? == 0);
-    let mount = |words: &[&str]| process::run(std::process::Command::new("mount").args(words).arg(&molt.store), SOON);
-    let store = molt.store.display().to_string();
-    mount(&["--bind", &store])?;
-    mount(&["-o", "remount,bind,ro"])?;
+    let cover = Covered::new(&molt.store)?;
     molt.sandbox.restart()?;
     runs_on_a_read_only_disk(&molt, "v1", 2, &bed.small("v2")?)?;
     ensure!(pages(&molt)? == "new\n");
     ensure!(molt.sandbox.stop(SOON)? == 0);
-    process::run(std::process::Command::new("umount").arg(&molt.store), SOON)?;
+    drop(cover);
     molt.sandbox.restart()?;
     let status = molt.settled()?;
     ensure!(not_durable(&status)?.is_empty(), "{status:#}");
@@ -297,12 +295,48 @@ fn mounted_read_only(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
     molt.serves("v2", 4)
 }
 
-/// An update that says why nothing comes of it; the workload never notices.
-fn fails_read_only(molt: &Molt, image: &str) -> anyhow::Result<()> {
+/// Another command cannot be staged there: it runs as it was staged last.
+fn own_root_read_only(bed: &Bed) -> anyhow::Result<()> {
+    let setup = Setup::own_root(bed, Kind::Light, &["/app/molt-testd"])?.with("/workload/user", json!("1000:1000"));
+    let mut program = setup.options.program.clone();
+    let mut molt = setup.start()?;
+    let (before, _) = molt.version()?;
+    ensure!(molt.sandbox.stop(SOON)? == 0);
+    let cover = Covered::new(&molt.store)?;
+    program.push("another".to_owned());
+    molt.sandbox.restart_as(&program.iter().map(String::as_str).collect::<Vec<_>>())?;
+    runs_on_a_read_only_disk(&molt, &before, 2, &bed.small("v2")?)?;
+    says(&molt.sandbox.logs(), &["generation 0 stays as it was staged last"])?;
+    ensure!(molt.sandbox.stop(SOON)? == 0);
+    drop(cover);
+    Ok(())
+}
+
+/// A folder that is mounted over itself, read-only.
+struct Covered(PathBuf);
+
+impl Covered {
+    fn new(folder: &Path) -> anyhow::Result<Self> {
+        let mount = |words: &[&str]| process::run(Command::new("mount").args(words).arg(folder), SOON);
+        mount(&["--bind", &folder.display().to_string()])?;
+        let covered = Self(folder.to_owned());
+        mount(&["-o", "remount,bind,ro"])?;
+        Ok(covered)
+    }
+}
+
+impl Drop for Covered {
+    fn drop(&mut self) {
+        let _ = process::run(Command::new("umount").arg(&self.0), SOON);
+    }
+}
+
+/// An update that ends with `code` and says why nothing comes of it; the workload never notices.
+fn refused(molt: &Molt, image: &str, code: i32, said: &str) -> anyhow::Result<()> {
     let before = look(molt)?;
-    let output = molt.expect(1, &["update", image])?;
-    says(&output.stderr, &["Read-only file system", "generation "])?;
-    says(&output.stdout, &["failed: store unusable; generation ", " runs on, untouched"])?;
+    let output = molt.expect(code, &["update", image])?;
+    says(&output.stderr, &[said, "see what is missing: molt doctor"])?;
+    says(&output.stdout, &[": store unusable; generation ", " runs on, untouched"])?;
     ensure!(look(molt)? == before, "the workload noticed");
     Ok(())
 }
@@ -312,7 +346,7 @@ fn runs_on_a_read_only_disk(molt: &Molt, version: &str, start: u64, other: &str)
     molt.serves(version, start)?;
     says(&not_durable(&status)?, &["it is read-only; what is confirmed runs, and nothing can be changed"])?;
     says(&status["degraded"].to_string(), &["the store's file system is read-only: all but the state"])?;
-    fails_read_only(molt, other)
+    refused(molt, other, 6, "there is no usable store, so nothing can be updated or rolled back")
 }
 
 /// Message of the condition `Durable`; nothing where it is true.

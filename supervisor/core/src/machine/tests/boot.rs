@@ -138,6 +138,22 @@ fn an_interrupted_rollback_is_not_rolled_back() {
 }
 
 #[test]
+fn where_nothing_can_be_changed_a_trial_waits_and_what_is_confirmed_runs() {
+    for (clean_stop, rollback) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut world = killed_in(Phase::Proving);
+        let trial = world.state.slot.trial.as_mut().unwrap();
+        (trial.clean_stop, trial.rollback) = (clean_stop, rollback);
+        world.state.settings.durable = false;
+        world.send(Event::Boot(Found::default()));
+        assert_eq!((world.serving(), world.state.slot.bad.len()), (Generation(1), 0));
+        assert!(world.ended.iter().all(|ended| ended.attempt.kind == Kind::Boot), "{:?}", world.ended);
+        world.update("registry.example.com/app:9");
+        assert_eq!((world.last().outcome, world.last().reason), (Outcome::Refused, Some(Code::StoreUnusable)));
+        assert_eq!(world.serving(), Generation(1));
+    }
+}
+
+#[test]
 fn a_clean_stop_again_and_again_never_burns_a_trial() {
     let mut world = killed_in(Phase::Proving);
     world.state.slot.trial.as_mut().unwrap().clean_stop = true;
