@@ -54,9 +54,12 @@ pub fn receive(socket: impl AsFd, buffer: &mut Vec<u8>) -> Result<Option<Vec<Own
     buffer.resize(MAX_BYTES, 0);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut reset = false;
     let message = loop {
         match recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
             Err(Errno::INTR) => {}
+            // The other side ended with something unread, which the kernel says once, and before what it sent itself.
+            Err(Errno::CONNRESET) if !reset => reset = true,
             result => break result.named("recvmsg", String::new)?,
         }
     };
@@ -71,4 +74,21 @@ pub fn receive(socket: impl AsFd, buffer: &mut Vec<u8>) -> Result<Option<Vec<Own
     }
     buffer.truncate(message.bytes);
     Ok((message.bytes > 0).then_some(fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_before_an_end_that_left_something_unread_is_heard() {
+        let (ours, theirs) = pair().unwrap();
+        send(&ours, b"never read", &[]).unwrap();
+        send(&theirs, b"last words", &[]).unwrap();
+        drop(theirs);
+        let mut heard = Vec::new();
+        assert!(receive(&ours, &mut heard).unwrap().is_some());
+        assert_eq!(heard, b"last words");
+        assert!(receive(&ours, &mut heard).unwrap().is_none());
+    }
 }
