@@ -53,6 +53,7 @@ fn at_the_gate(molt: &Molt) -> anyhow::Result<u32> {
 fn not_executed(bed: &Bed) -> anyhow::Result<()> {
     let molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/hooks", json!({"preStop": held()})).start()?;
     molt.expect(0, &["update", "--no-wait", &bed.small("v2")?])?;
+    molt.until("the hook", |status| status["phase"] == "Quiescing")?;
     let stopped = wait::until_ok("the gate", SOON, || at_the_gate(&molt))?;
     kill(Pid::from_raw(stopped.cast_signed()), Signal::SIGSTOP)?;
     fs::write(molt.state.join("go"), "")?;
@@ -80,6 +81,7 @@ fn armed_init_killed(bed: &Bed) -> anyhow::Result<()> {
     let molt = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.with("/hooks", json!({"preStop": held()})).start()?;
     let before = molt.get("/")?;
     molt.expect(0, &["update", "--no-wait", &bed.small("v2")?])?;
+    molt.until("the hook", |status| status["phase"] == "Quiescing")?;
     let gate = wait::until_ok("the gate", SOON, || at_the_gate(&molt))?;
     kill(Pid::from_raw(parent(gate)?.cast_signed()), Signal::SIGKILL)?;
     wait::until("who waited at the gate to go along", SOON, || fs::metadata(format!("/proc/{gate}")).is_err())?;
