@@ -260,7 +260,9 @@ fn begin(bed: &Bed, molt: &Molt, own: &InMemory, want: Want) -> anyhow::Result<H
         Want::Processes(most) => return Ok(Held::Group(Group::processes(bed, molt, most)?)),
         Want::Descriptors(_) | Want::Flood => {}
         Want::Bomb => {
-            return inside("bomb() { : > /sandbox/state/begun; bomb & bomb & wait; }; bomb".to_owned());
+            // What forks faster than it is killed goes with its generation; where that stays, the bomb must end by itself.
+            let begun = "/sandbox/state/begun";
+            return inside(format!("bomb() {{ [ -e {begun} ] || exit; bomb & bomb & wait; }}; : > {begun}; bomb"));
         }
         Want::Zombies(count) => {
             let each = "(:) & n=$((n + 1))";
@@ -279,6 +281,9 @@ fn begin(bed: &Bed, molt: &Molt, own: &InMemory, want: Want) -> anyhow::Result<H
 /// The want is over.
 fn end(molt: &mut Molt, own: &InMemory, want: Want) -> anyhow::Result<()> {
     remount(own, "size=64m,nr_inodes=20000")?;
+    if want == Want::Bomb {
+        fs::remove_file(molt.state.join("begun"))?;
+    }
     if let Want::Descriptors(_) = want {
         let pid = Pid::from_raw(i32::try_from(molt.sandbox.pid1()?)?);
         let all = Rlimit { current: Some(1024), maximum: Some(1024) };
