@@ -16,6 +16,7 @@ use crate::harness::wait;
 pub(super) const CASES: &[Case] = &[
     case("probe::exec_is_run_inside_and_its_status_counts", exec),
     case("probe::an_exec_that_takes_too_long_goes_with_all_it_forked", forks),
+    case("probe::a_bomb_that_takes_every_process_goes_with_its_probe", bomb).alone(),
     case("probe::tcp_wants_a_connection", tcp),
     case("probe::notify_waits_for_ready", notify),
     case("probe::notify_may_ask_for_more_time", extends),
@@ -78,6 +79,38 @@ fn forks(bed: &Bed) -> anyhow::Result<()> {
         // The workload is none of it, nor is what an operator leaves running on purpose.
         molt.expect(0, &["exec", "--", "sh", "-c", "busybox setsid sleep 1111 >/dev/null 2>&1 &"])?;
         ensure!(left()? == 1, "what was left on purpose went: {:?}", molt.family()?);
+        molt.serves("v1", 1)?;
+        molt.sound()?;
+    }
+    Ok(())
+}
+
+/// Whoever kills it can fork no more, and it forks as it is killed: in one process group, and in a session for each process.
+fn bomb(bed: &Bed) -> anyhow::Result<()> {
+    let again = "busybox setsid sh /sandbox/state/bomb & ".repeat(2);
+    for bomb in ["bomb() { bomb & bomb & wait; }; bomb", "sh /sandbox/state/bomb"] {
+        let script = format!(
+            "test -e /sandbox/state/asked && exit 0; echo > /sandbox/state/asked; {bomb} 2>/sandbox/state/said & exec sleep 1111"
+        );
+        let mut probe = shell(&script);
+        probe["timeout"] = json!("2s");
+        probe["failureThreshold"] = json!(300);
+        let setup = Setup::new(bed, Kind::Light, &bed.small("v1")?)?.workload_env("PATH", "/bin");
+        fs::write(setup.state.join("bomb"), format!("{again} wait"))?;
+        let setup = setup.with("/workload/limits", json!({"nproc": 150})).with("/health/monitor", json!("1m"));
+        let molt = setup.with("/health/liveness", probe).start()?;
+        let pid = molt.status()?["workload"]["pid"].clone();
+        wait::until("the bomb to go off", SOON, || {
+            fs::read_to_string(molt.state.join("said")).is_ok_and(|said| said.contains("can't fork"))
+        })?;
+        wait::until_ok("it to be gone", SOON, || {
+            let family = molt.family()?;
+            // PID 1, the init, the workload; and a later probe with its keeper.
+            ensure!(family.len() <= 5 && family.iter().all(|(_, name)| name != "sleep"), "{family:?}");
+            Ok(())
+        })?;
+        // The workload is none of it.
+        ensure!(molt.status()?["workload"]["pid"] == pid, "{:#}", molt.status()?);
         molt.serves("v1", 1)?;
         molt.sound()?;
     }

@@ -260,7 +260,8 @@ fn begin(bed: &Bed, molt: &Molt, own: &InMemory, want: Want) -> anyhow::Result<H
         Want::Processes(most) => return Ok(Held::Group(Group::processes(bed, molt, most)?)),
         Want::Descriptors(_) | Want::Flood => {}
         Want::Bomb => {
-            // What forks faster than it is killed goes with its generation; where that stays, the bomb must end by itself.
+            // What a program has forked when it ends is the workload's, and goes with it. A shell that cannot fork ends, so that
+            // this is nobody's but the workload's soon; where that stays, the bomb must end by itself.
             let begun = "/sandbox/state/begun";
             return inside(format!("bomb() {{ [ -e {begun} ] || exit; bomb & bomb & wait; }}; : > {begun}; bomb"));
         }
