@@ -1,6 +1,7 @@
 //! Registries that are not there, refuse, stumble or lie. None of it counts against an image.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -348,7 +349,12 @@ fn secrets(bed: &Bed) -> anyhow::Result<()> {
     // Nor does it hold a descriptor that leads there: its own streams, its state, its listener.
     let (pid, _) = *daemons(&molt)?.first().context("a daemon")?;
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
-        let link = fs::read_link(entry?.path())?.display().to_string();
+        let link = match fs::read_link(entry?.path()) {
+            Ok(link) => link.display().to_string(),
+            // A connection that ended meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error.into()),
+        };
         let own = ["/dev/null", "/sandbox/state/lock", "pipe:[", "socket:["];
         ensure!(own.iter().any(|start| link.starts_with(start)), "the workload holds {link}");
     }
