@@ -260,8 +260,8 @@ fn begin(bed: &Bed, molt: &Molt, own: &InMemory, want: Want) -> anyhow::Result<H
         Want::Processes(most) => return Ok(Held::Group(Group::processes(bed, molt, most)?)),
         Want::Descriptors(_) | Want::Flood => {}
         Want::Bomb => {
-            // What a program has forked when it ends is the workload's, and goes with it. A shell that cannot fork ends, so that
-            // this is nobody's but the workload's soon; where that stays, the bomb must end by itself.
+            // A shell that cannot fork ends, and what it has forked is the workload's from then on, until its generation goes.
+            // Where that stays, the bomb must end by itself.
             let begun = "/sandbox/state/begun";
             return inside(format!("bomb() {{ [ -e {begun} ] || exit; bomb & bomb & wait; }}; : > {begun}; bomb"));
         }
