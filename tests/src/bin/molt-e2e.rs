@@ -27,16 +27,19 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<ExitCode> {
     let long = std::env::args().any(|argument| argument == "--long");
     let arguments = Arguments::from_iter(std::env::args().filter(|argument| argument != "--long"));
-    let selected = suites::all().into_iter().filter(|case| long || !case.long);
+    let mut selected = suites::all();
+    selected.retain(|case| long || !case.long);
+    // Those that want the machine for themselves in one go: before each of them all others had to come to an end.
+    selected.sort_by_key(|case| !case.alone);
     if arguments.list {
-        let trials = selected.map(Case::listed).collect();
+        let trials = selected.into_iter().map(Case::listed).collect();
         return Ok(libtest_mimic::run(&arguments, trials).exit_code());
     }
     if let World::Outside(code) = world::enter()? {
         return Ok(code);
     }
     let bed = Arc::new(Bed::new()?);
-    let trials = selected.map(|case| cases::trial(case, &bed)).collect();
+    let trials = selected.into_iter().map(|case| cases::trial(case, &bed)).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     let bed = Arc::into_inner(bed).context("a test still holds the bed")?;
     bed.close()?;
