@@ -19,7 +19,7 @@ const NAMESPACES: [&str; 5] = ["user", "mnt", "pid", "ipc", "uts"];
 pub struct Holdings {
     /// How many there are of each thing.
     pub counts: BTreeMap<String, u64>,
-    /// Memory of PID 1 that is its own, in KiB: not shared with whoever else runs the same file.
+    /// Memory of PID 1 that is no file's, in KiB. Pages of Molt's own file are its own or shared as others run it or not.
     pub memory: u64,
 }
 
@@ -76,9 +76,6 @@ fn kind(target: &Path) -> String {
 
 fn memory(pid: u32) -> anyhow::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let field = |name: &str| -> anyhow::Result<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
-    };
-    Ok(field("Private_Clean:")? + field("Private_Dirty:")?)
+    let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:")).context("no Anonymous")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
