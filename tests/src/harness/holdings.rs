@@ -1,4 +1,5 @@
-//! What a sandbox holds: descriptors, threads, mounts, processes, namespaces, inodes of its store, memory of PID 1.
+//! What a sandbox holds: descriptors, threads, mounts, processes, namespaces, inodes of its store, memory of PID 1; and how
+//! often PID 1 wakes.
 //!
 //! In: a sandbox that runs, and the file system its store has to itself. Out: numbers by name, and what there is more of
 //! than there was. Must not: ask Molt; everything is looked up from outside.
@@ -75,7 +76,29 @@ fn kind(target: &Path) -> String {
 }
 
 fn memory(pid: u32) -> anyhow::Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:")).context("no Anonymous")?;
+    kilobytes(&format!("/proc/{pid}/smaps_rollup"), "Anonymous:")
+}
+
+/// Memory of PID 1 in KiB, pages of its file counted in.
+pub fn resident(molt: &Molt) -> anyhow::Result<u64> {
+    kilobytes(&format!("/proc/{}/status", molt.sandbox.pid1()?), "VmRSS:")
+}
+
+/// Context switches that PID 1's threads asked for: each is an end of a wait.
+pub fn wakes(molt: &Molt) -> anyhow::Result<u64> {
+    let mut all = 0;
+    for task in fs::read_dir(format!("/proc/{}/task", molt.sandbox.pid1()?))? {
+        // A thread that ended meanwhile.
+        let Ok(status) = fs::read_to_string(task?.path().join("status")) else { continue };
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).context("switches")?;
+        all += line.trim().parse::<u64>()?;
+    }
+    Ok(all)
+}
+
+fn kilobytes(file: &str, name: &str) -> anyhow::Result<u64> {
+    let text = fs::read_to_string(file)?;
+    let line =
+        text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("{file} has no {name}"))?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
+use crate::harness::holdings::resident;
 use crate::harness::molt::{Molt, SOON, Setup};
 use crate::harness::runtime::Kind;
 use crate::harness::wait;
@@ -99,13 +100,6 @@ fn warns(bed: &Bed) -> anyhow::Result<()> {
         Ok(())
     })?;
     molt.sound()
-}
-
-/// KiB that PID 1 has in memory.
-fn resident(molt: &Molt) -> anyhow::Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", molt.sandbox.pid1()?))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 /// Some gigabytes a second, on both streams, as long as anybody reads them.

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::{daemons, fails, recipe, rolled_back, says, setup};
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
+use crate::harness::holdings::resident;
 use crate::harness::molt::{Molt, SOON, Setup};
 use crate::harness::runtime::Kind;
 use crate::harness::wait;
@@ -121,12 +122,6 @@ fn forks_away(bed: &Bed) -> anyhow::Result<()> {
     ensure!(molt.state_file("stray").is_none(), "the stray still writes to the state");
     molt.serves("v2", 2)?;
     molt.sound()
-}
-
-fn resident(molt: &Molt) -> anyhow::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", molt.sandbox.pid1()?))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 fn floods(bed: &Bed) -> anyhow::Result<()> {

@@ -14,6 +14,7 @@ use crate::harness::{
     cases::{Case, case},
     forward::Forward,
     gateway::{Between, Gateway, calls},
+    holdings::{resident, wakes},
     molt::{Molt, SOON, Setup},
     process,
     runtime::Kind,
@@ -71,24 +72,6 @@ fn renewed(bed: &Bed, listen: &str) -> anyhow::Result<()> {
     super::acted_once(&molt, revision, "confirmed")?;
     agreed(&gateway, &molt)?;
     molt.sound()
-}
-
-/// Context switches of a process so far, all threads: how often it was woken.
-fn wakes(pid: u32) -> anyhow::Result<u64> {
-    let mut sum = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = fs::read_to_string(task?.path().join("status")).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        sum += line.and_then(|line| line.trim().parse::<u64>().ok()).unwrap_or(0);
-    }
-    Ok(sum)
-}
-
-/// Resident memory in KiB: not PSS, as those beside it run the same file.
-fn resident(pid: u32) -> anyhow::Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Rss:"));
-    Ok(line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0))
 }
 
 /// From an operator's word to the first signal of the old workload in milliseconds, the median of five: by `molt update` on
@@ -173,14 +156,14 @@ fn figures(bed: &Bed) -> anyhow::Result<()> {
     let mut before = Vec::new();
     for (_, _, between, molt) in &sandboxes {
         between.faulty.heal();
-        before.push(wakes(molt.sandbox.pid1()?)?);
+        before.push(wakes(molt)?);
     }
     std::thread::sleep(REST);
     let mut said = String::new();
     for ((listen, _, between, molt), before) in sandboxes.iter().zip(before) {
-        let pid = molt.sandbox.pid1()?;
-        let (woken, asked) = (wakes(pid)? - before, between.faulty.requests().len());
-        let memory = resident(pid)?;
+        let (woken, asked) = (wakes(molt)? - before, between.faulty.requests().len());
+        // Not PSS: the three run the same file.
+        let memory = resident(molt)?;
         said.push_str(&format!(
             "{listen}: {woken} wake-ups and {asked} requests in {} s, {memory} KiB resident\n",
             REST.as_secs()

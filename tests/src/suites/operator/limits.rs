@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::harness::bed::Bed;
 use crate::harness::cases::{Case, case};
+use crate::harness::holdings::{resident, wakes};
 use crate::harness::http;
 use crate::harness::molt::{Molt, SOON, Setup};
 use crate::harness::runtime::Kind;
@@ -48,13 +49,6 @@ fn told(what: &str) {
 /// Files that PID 1 has open.
 fn open(molt: &Molt) -> anyhow::Result<usize> {
     Ok(fs::read_dir(format!("/proc/{}/fd", molt.sandbox.pid1()?))?.count())
-}
-
-/// Resident memory of PID 1 in KiB.
-fn resident(molt: &Molt) -> anyhow::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", molt.sandbox.pid1()?))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
 }
 
 fn idle(bed: &Bed) -> anyhow::Result<()> {
@@ -163,17 +157,6 @@ fn watchers(bed: &Bed) -> anyhow::Result<()> {
         Ok(())
     })?;
     molt.sound()
-}
-
-/// Context switches that PID 1's threads asked for: each is an end of a wait.
-fn wakes(molt: &Molt) -> anyhow::Result<u64> {
-    let mut all = 0;
-    for task in fs::read_dir(format!("/proc/{}/task", molt.sandbox.pid1()?))? {
-        let status = fs::read_to_string(task?.path().join("status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).context("switches")?;
-        all += line.trim().parse::<u64>()?;
-    }
-    Ok(all)
 }
 
 fn at_rest(bed: &Bed) -> anyhow::Result<()> {
