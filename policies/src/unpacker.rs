@@ -60,22 +60,62 @@ pub const ALLOWED: &[(&str, i64)] = &[
 const EXECUTABLE: u64 = 4;
 const SIGABRT: u64 = 6;
 
-/// The programs for a process whose id is `pid`, packed as [`molt_core::launch::Confinement::seccomp`] says. Any other
+/// What a process that only decodes may call: of the table above, what needs no name and gives no descriptor.
+pub const DECODES: &[&str] = &[
+    "brk",
+    "munmap",
+    "mremap",
+    "madvise",
+    "read",
+    "write",
+    "close",
+    "getrandom",
+    "futex",
+    "restart_syscall",
+    "rt_sigprocmask",
+    "rt_sigreturn",
+    "getpid",
+    "gettid",
+    "exit",
+    "exit_group",
+];
+
+/// The programs for an unpacker whose id is `pid`, packed as [`molt_core::launch::Confinement::seccomp`] says. Any other
 /// call, and any call of another architecture, kills the process.
 pub fn unpacker(pid: u32) -> Result<Vec<Vec<u64>>, SeccompError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|(_, number)| (*number, Vec::new())).collect();
-    let is = |index, value: u64| SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value);
-    // Memory, never of a kind that can be executed: what it runs is what it was started with.
-    let data = SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(EXECUTABLE), 0)?;
-    rules.insert(libc::SYS_mmap, vec![SeccompRule::new(vec![data])?]);
+    let mut rules = base(pid, |_| true)?;
     // Whiteouts and pipes; a whiteout is the device 0:0.
     rules.insert(libc::SYS_mknodat, vec![SeccompRule::new(vec![is(3, 0)?])?]);
-    // abort(3), so that what went wrong inside is not taken for a forbidden call.
-    rules.insert(libc::SYS_tgkill, vec![SeccompRule::new(vec![is(0, pid.into())?, is(2, SIGABRT)?])?]);
     // Copies and flags of its own descriptors; not F_SETOWN, which would send signals.
     let commands = [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL];
     let fcntl = commands.iter().map(|command| SeccompRule::new(vec![is(1, u64::from(command.cast_unsigned()))?]));
     rules.insert(libc::SYS_fcntl, fcntl.collect::<Result<_, _>>()?);
+    programs(rules)
+}
+
+/// The same for one that decodes.
+pub fn decoder(pid: u32) -> Result<Vec<Vec<u64>>, SeccompError> {
+    programs(base(pid, |name| DECODES.contains(&name))?)
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+fn is(index: u8, value: u64) -> Result<SeccompCondition, seccompiler::BackendError> {
+    SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+}
+
+fn base(pid: u32, takes: impl Fn(&str) -> bool) -> Result<Rules, SeccompError> {
+    let mut rules: Rules =
+        ALLOWED.iter().filter(|(name, _)| takes(name)).map(|(_, number)| (*number, Vec::new())).collect();
+    // Memory, never of a kind that can be executed: what it runs is what it was started with.
+    let data = SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(EXECUTABLE), 0)?;
+    rules.insert(libc::SYS_mmap, vec![SeccompRule::new(vec![data])?]);
+    // abort(3), so that what went wrong inside is not taken for a forbidden call.
+    rules.insert(libc::SYS_tgkill, vec![SeccompRule::new(vec![is(0, pid.into())?, is(2, SIGABRT)?])?]);
+    Ok(rules)
+}
+
+fn programs(rules: Rules) -> Result<Vec<Vec<u64>>, SeccompError> {
     let arch: TargetArch = std::env::consts::ARCH.try_into()?;
     let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?;
     let program: BpfProgram = filter.try_into()?;

@@ -19,12 +19,19 @@ fn set_of(signals: &[i32]) -> libc::sigset_t {
     }
 }
 
-/// Blocks `signals` in this thread (and those it makes later) and returns a non-blocking descriptor that reads them.
-pub fn descriptor(signals: &[i32]) -> Result<OwnedFd> {
+/// Blocks `signals` in this thread and those it makes later: a write to a pipe that nobody reads is then an error, where
+/// SIGPIPE is among them.
+pub fn block(signals: &[i32]) -> Result<()> {
     let set = set_of(signals);
     // SAFETY: `set` is initialised; the old mask is not asked for.
     let blocked = unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
-    check("sigprocmask", || format!("{signals:?}"), blocked.into())?;
+    check("sigprocmask", || format!("{signals:?}"), blocked.into()).map(drop)
+}
+
+/// Blocks `signals` as [`block`] does and returns a non-blocking descriptor that reads them.
+pub fn descriptor(signals: &[i32]) -> Result<OwnedFd> {
+    block(signals)?;
+    let set = set_of(signals);
     // SAFETY: `set` is initialised; -1 asks for a new descriptor.
     let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
     check("signalfd", || format!("{signals:?}"), fd.into())?;

@@ -1,7 +1,8 @@
-//! Goes behind the walls of an unpacker, tries one thing, and says what came of it: `ok`, or the error. `free` does the
-//! same without walls, so that it is seen that they make the difference.
+//! Goes behind the walls of an unpacker (`confined`) or of a decoder (`sealed`, and without its filter `unfiltered`), tries
+//! one thing, and says what came of it: `ok`, or the error. `free` does the same without walls, so that it is seen that they
+//! make the difference.
 //!
-//! In: `prisoner free|confined FOLDER LOWER OUTSIDE WHAT`, a socket on descriptor 0. Out: one line. The suites run it.
+//! In: `prisoner free|confined|sealed|unfiltered FOLDER LOWER OUTSIDE WHAT`, a socket on descriptor 0. Out: one line. The suites run it.
 
 use std::{
     fs::File,
@@ -32,17 +33,22 @@ struct Cell {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let [how, folder, lower, outside, what] = words.as_slice() else {
-        return Err("usage: prisoner free|confined FOLDER LOWER OUTSIDE WHAT".into());
+        return Err("usage: prisoner free|confined|sealed|unfiltered FOLDER LOWER OUTSIDE WHAT".into());
     };
     let (mut folder, mut lower) = (OwnedFd::from(File::open(folder)?), OwnedFd::from(File::open(lower)?));
-    if how == "confined" {
+    if how != "free" {
         let control = molt_sys::process::inherited(0).ok_or("no socket")?;
         let limits = Limits { layer_bytes: 1 << 20, ..Limits::default() };
-        let (own, mut lowers, missing) = unpacker::prisoner(&control, folder, vec![lower], &limits)?;
+        let missing = if how == "confined" {
+            let (own, mut lowers, missing) = unpacker::prisoner(&control, folder, vec![lower], &limits)?;
+            (folder, lower) = (own, lowers.pop().ok_or("no lower folder")?);
+            missing
+        } else {
+            unpacker::sealed(&control, &limits, how == "sealed")?
+        };
         if !missing.is_empty() {
             return Err(missing.join("; ").into());
         }
-        (folder, lower) = (own, lowers.pop().ok_or("no lower folder")?);
     }
     let line = match (Cell { folder, lower, outside: outside.clone() }).attempt(what) {
         Ok(()) => "ok\n".to_owned(),

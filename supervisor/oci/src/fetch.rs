@@ -1,8 +1,9 @@
 //! Brings the layers of a resolved image into the store.
 //!
-//! Socket -> hash -> pipe -> (decompress -> hash -> tar -> files), each layer in one pass, several at a time, none ever
-//! whole in memory or packed on disk. What is in brackets is done by a confined process, one a layer. Layers are unpacked
-//! alone; those that ask something of the layers below are settled when all are there. Then one sync and the renames.
+//! Socket -> hash -> pipe -> (decompress -> hash) -> pipe -> (tar -> files), each layer in one pass, several at a time,
+//! none ever whole in memory or packed on disk. What is in brackets is done by confined processes, two a layer. Layers are
+//! unpacked alone; those that ask something of the layers below are settled when all are there. Then one sync and the
+//! renames.
 //!
 //! In: [`Resolved`], the store, someone to tell. Out: [`Fetched`]: names of layers that are whole and on disk. Must not:
 //! leave anything behind on an error, or block the runtime: what computes or writes runs on threads of its own.

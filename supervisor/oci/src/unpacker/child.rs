@@ -1,4 +1,4 @@
-//! The unpacker: a fresh exec of Molt's own file that takes an order, confines itself, and works.
+//! A decoder or an unpacker: a fresh exec of Molt's own file that takes an order, confines itself, and works.
 //!
 //! In: the control socket on descriptor 3, and on it one order with its descriptors. Out: one word that the walls stand,
 //! one verdict, an exit. Must not: use a thread, an environment variable or a file of the system; read a byte of the
@@ -6,7 +6,7 @@
 
 use std::{
     fs::File,
-    io::{BufReader, BufWriter, Write as _},
+    io::{BufReader, BufWriter, ErrorKind, Read, Write as _},
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
 };
@@ -20,33 +20,36 @@ use super::{
     wire::{Fault, Job, Order, Rest, Said, VERSION},
 };
 use crate::{
+    config::Limits,
     error::{Error, Result},
     layer::{
-        apply::Options,
-        decode::Packing,
-        extract,
+        apply::{self, Options},
+        decode::{Packing, Plain, stream_error},
         settle::settle,
         tree::{Asks, XattrNamespace, mark_hidden},
     },
 };
 
 const BUFFER: usize = 256 << 10;
+const PIPE: i32 = rustix::process::Signal::PIPE.as_raw();
 
 /// An order with what travelled beside it.
 struct Taken {
     order: Order,
-    reach: Reach,
-    rest: Vec<OwnedFd>,
+    /// None for one that decodes.
+    reach: Option<Reach>,
+    rest: Vec<File>,
 }
 
-/// Runs the unpacker; never returns. For the very start of `main`, before anything else is done.
+/// Runs one of the processes of a layer; never returns. For the very start of `main`, before anything else is done.
 pub fn run() -> ! {
     let Some(control) = molt_sys::process::inherited(CONTROL).map(Arc::new) else { exit_now(125) };
     if molt_sys::process::close_from(CONTROL + 1).is_err() {
         exit_now(125)
     }
     // Those of Rust's runtime would have the last word on a crash, by a call that the filter does not have.
-    if molt_sys::signal::reset().is_err() {
+    // And who decodes is to say that nobody reads it, not to be killed for it.
+    if molt_sys::signal::reset().is_err() || molt_sys::signal::block(&[PIPE]).is_err() {
         exit_now(125)
     }
     // What is wrong in this program is a verdict too: unwinding or a signal would say less.
@@ -71,23 +74,35 @@ pub fn run() -> ! {
 fn work(control: &OwnedFd) -> Result<Said, Fault> {
     let Taken { order, reach, rest } = receive(control).map_err(Fault::Wall)?;
     let Order { job, xattrs, limits, .. } = order;
+    let mut rest = rest.into_iter();
+    let mut next = || rest.next().ok_or_else(|| Fault::Wall(refuse("receive", "a descriptor is missing")));
+    let Some(reach) = reach else {
+        let (packed, plain) = (next()?, next()?);
+        let missing = walls::seal(control, &limits).map_err(Fault::Wall)?;
+        say(control, &Said::Ready { missing });
+        return match job {
+            Job::Decode(packing) => decode(packed, plain, packing, &limits).map_err(Fault::from),
+            _ => Err(Fault::Wall(refuse("receive", "no folder"))),
+        };
+    };
     let power = match (job, xattrs) {
         (Job::Mark | Job::Settle { .. }, XattrNamespace::Trusted) => Power::Mark,
         _ => Power::Unpack,
     };
     let (reach, missing) = walls::build(control, reach, &limits, power).map_err(Fault::Wall)?;
     say(control, &Said::Ready { missing });
-    let mut rest = rest.into_iter();
-    let mut next = || rest.next().ok_or_else(|| Fault::Wall(refuse("receive", "a descriptor is missing")));
     match job {
-        Job::Check => Ok(Said::Settled),
-        Job::Unpack(packing) => {
-            let (packed, asks) = (next()?, next()?);
-            let limits = &limits;
-            unpack(packed, asks, reach, packing, limits).map_err(Fault::from)
+        Job::Check | Job::Decode(_) => Ok(Said::Settled),
+        Job::Unpack => {
+            let mut plain = Ending { pipe: next()?, reached: false };
+            match unpack(&mut plain, next()?, reach, &limits) {
+                Ok(rest) => Ok(Said::Unpacked { rest }),
+                Err(error) if plain.reached => Ok(Said::Short(error.into())),
+                Err(error) => Err(error.into()),
+            }
         }
         Job::Mark | Job::Settle { .. } => {
-            let asks = Asks::read(&mut BufReader::new(File::from(next()?)), &limits)?;
+            let asks = Asks::read(&mut BufReader::new(next()?), &limits)?;
             mark_hidden(reach.folder.as_fd(), &asks, xattrs)?;
             if job != Job::Mark {
                 settle(&reach.folder, asks, &reach.lowers, Options { limits: &limits, xattrs })?;
@@ -97,27 +112,54 @@ fn work(control: &OwnedFd) -> Result<Said, Fault> {
     }
 }
 
-fn unpack(
-    packed: OwnedFd,
-    asks_file: OwnedFd,
-    reach: Reach,
-    packing: Packing,
-    limits: &crate::config::Limits,
-) -> Result<Said> {
-    let source = BufReader::with_capacity(BUFFER, File::from(packed));
-    let (plain, asks) = extract(source, reach.folder, packing, limits)?;
+fn decode(packed: File, mut plain: File, packing: Packing, limits: &Limits) -> Result<Said> {
+    let mut stream = Plain::new(BufReader::with_capacity(BUFFER, packed), packing, limits)?;
+    let mut piece = vec![0; BUFFER];
+    loop {
+        let count = match stream.read(&mut piece) {
+            Ok(0) => return Ok(Said::Decoded { plain: stream.finish()? }),
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(stream_error("read the tar stream", error)),
+        };
+        match plain.write_all(piece.get(..count).unwrap_or_default()) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(Said::Unread),
+            Err(source) => return Err(Error::Store { operation: "pass on what was decoded".to_owned(), source }),
+        }
+    }
+}
+
+/// The plain bytes, and whether all were read.
+struct Ending {
+    pipe: File,
+    reached: bool,
+}
+
+impl Read for Ending {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.pipe.read(out)?;
+        self.reached |= count == 0 && !out.is_empty();
+        Ok(count)
+    }
+}
+
+fn unpack(plain: &mut Ending, asks_file: File, reach: Reach, limits: &Limits) -> Result<Rest> {
+    let asks = apply::apply(&mut *plain, reach.folder, limits)?;
+    // What follows the end of the archive belongs to the layer: it is hashed by who decodes it.
+    std::io::copy(plain, &mut std::io::sink()).map_err(|error| stream_error("read to its end", error))?;
     let rest = match (asks.is_empty(), asks.hidden.is_empty()) {
         (false, _) => Rest::Parents,
         (true, false) => Rest::Marks,
         (true, true) => Rest::Nothing,
     };
     if rest != Rest::Nothing {
-        let mut out = BufWriter::new(File::from(asks_file));
+        let mut out = BufWriter::new(asks_file);
         asks.write(&mut out)
             .and_then(|()| out.flush())
             .map_err(|error| Error::store("keep what the layer asks of those below", error))?;
     }
-    Ok(Said::Unpacked { plain, rest })
+    Ok(rest)
 }
 
 fn receive(control: &OwnedFd) -> Step<Taken> {
@@ -129,8 +171,11 @@ fn receive(control: &OwnedFd) -> Step<Taken> {
         return Err(refuse("receive", format!("an order of version {}, not {VERSION}", order.version)));
     }
     let mut fds = fds.into_iter();
-    let folder = fds.next().ok_or_else(|| refuse("receive", "no folder"))?;
-    let rest = fds.collect();
+    let folder = match order.job {
+        Job::Decode(_) => None,
+        _ => Some(fds.next().ok_or_else(|| refuse("receive", "no folder"))?),
+    };
+    let rest = fds.map(File::from).collect();
     let mut lowers = Vec::new();
     if let Job::Settle { lowers: count } = order.job {
         while lowers.len() < count {
@@ -141,7 +186,7 @@ fn receive(control: &OwnedFd) -> Step<Taken> {
             lowers.extend(more);
         }
     }
-    Ok(Taken { order, reach: Reach { folder, lowers }, rest })
+    Ok(Taken { order, reach: folder.map(|folder| Reach { folder, lowers }), rest })
 }
 
 /// Writes one datagram; with `write`, as its filter has no call that could send a descriptor. A supervisor that is gone

@@ -1,13 +1,16 @@
-//! Layers are unpacked in a process of their own: Molt's own file once more, confined before it reads the first byte.
+//! Layers are unpacked by two processes each: Molt's own file twice more, confined before it reads the first byte. A
+//! decoder decompresses and hashes, and can name no file; an unpacker makes files of the tar it is sent. They work at the
+//! same time.
 //!
 //! In: the packed bytes of a layer as they arrive, its folder. Out: the folder filled, and what is left to do. PID 1 hashes
-//! what it passes on, so that a broken download is told from a bad layer; what came out of the bytes is the unpacker's
-//! word. Must not: unpack here; go on with an unpacker that is not confined.
+//! what it passes on, so that a broken download is told from a bad layer; what came out of the bytes is the decoder's
+//! word. Must not: decode or unpack here; go on with a process that is not confined.
 //!
-//! One process a layer, and another, with a capability more and nothing to decode, for the few layers that hide folders of
-//! those below or ask something of them.
+//! An unpacker more, with a capability more, does what is left for the few layers that hide folders of those below or ask
+//! something of them.
 
 mod child;
+mod line;
 mod process;
 mod walls;
 pub(crate) mod wire;
@@ -15,7 +18,7 @@ pub(crate) mod wire;
 use std::{
     ffi::{CStr, CString},
     fmt,
-    io::{self, BufRead},
+    io::BufRead,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::Mutex,
 };
@@ -24,14 +27,16 @@ use molt_core::ids::DiffId;
 use rustix::{
     fs::{CWD, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, openat, seek},
     io::Errno,
-    pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
     process::Pid,
 };
 
 pub(crate) use self::process::Switch;
-pub use self::{child::run, walls::prisoner};
+pub use self::{
+    child::run,
+    walls::{prisoner, sealed},
+};
 use self::{
-    process::{Process, Task, Woken},
+    process::{Process, Task},
     wire::{Job, Rest, Said},
 };
 use crate::{
@@ -49,8 +54,6 @@ use crate::{
 pub const ENTRY: &CStr = c"--unpack-layer";
 /// The descriptor on which the unpacker finds its socket; below it is `/dev/null`, three times.
 const CONTROL: i32 = 3;
-/// What the pipe holds, if the system's limits allow.
-const PIPE: usize = 1 << 20;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +128,8 @@ impl Unpacker {
             lowers: &[],
         };
         let switch = Switch::default();
-        let (process, missing) = Process::start(self, &switch, None, &task)?;
+        let process = Process::start(self, &switch, None, &task)?;
+        let missing = process.confined()?;
         process.verdict().map(|_| missing)
     }
 
@@ -143,12 +147,6 @@ impl Unpacker {
         }
     }
 
-    fn start<'a>(&'a self, switch: &'a Switch, reserve: &'a Reserve<'a>, task: &Task<'_>) -> Result<Process<'a>> {
-        let (process, missing) = Process::start(self, switch, Some(reserve), task)?;
-        self.note(missing);
-        Ok(process)
-    }
-
     /// Unpacks `source` into `staged`, checks that it was what `promise` says, and marks the folders that hide, unless the
     /// layers below have to be asked first.
     pub(crate) fn unpack(
@@ -161,48 +159,13 @@ impl Unpacker {
     ) -> Result<Unpacked> {
         let asks = asks_file(limits)?;
         let mut source = Hashed::new(source);
-        let said = self.feed(&mut source, &staged, promise, limits, switch, &asks);
+        let said = line::run(self, &mut source, &staged, promise, limits, switch, &asks);
         let said = said.map(|(plain, rest)| (plain, Left { rest, asks }));
         let left = promise.judge(source, said)?;
         if left.rest == Rest::Marks {
             self.after(&staged, promise.diff_id, &left, Job::Mark, &[], limits, switch)?;
         }
         Ok(Unpacked { staged, left })
-    }
-
-    fn feed(
-        &self,
-        source: &mut impl BufRead,
-        staged: &Staged,
-        promise: Promise,
-        limits: &Limits,
-        switch: &Switch,
-        asks: &OwnedFd,
-    ) -> Result<(DiffId, Rest)> {
-        let Promise { packing, diff_id: layer, .. } = promise;
-        let internal = |errno: Errno| Error::Unpacker { layer, why: format!("no pipe for its unpacker: {errno}") };
-        let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC).map_err(internal)?;
-        rustix::io::ioctl_fionbio(&ours, true).map_err(internal)?;
-        // A smaller pipe is slower and nothing else.
-        let _ = fcntl_setpipe_size(&ours, PIPE);
-        let folder = staged.folder()?;
-        let reserve = Reserve::new(staged.store(), limits.reserve);
-        let task = Task {
-            layer,
-            job: Job::Unpack(packing),
-            xattrs: staged.xattrs(),
-            limits,
-            fds: &[folder.as_fd(), theirs.as_fd(), asks.as_fd()],
-            lowers: &[],
-        };
-        let process = self.start(switch, &reserve, &task)?;
-        drop((theirs, folder));
-        pour(source, &ours, &process, limits)?;
-        drop(ours);
-        match process.verdict()? {
-            Said::Unpacked { plain, rest } => Ok((plain, rest)),
-            _ => Err(Error::Unpacker { layer, why: "its unpacker gave another verdict than asked for".to_owned() }),
-        }
     }
 
     /// Does what an unpacked layer still asks for, on top of `lowers`, nearest first.
@@ -234,43 +197,11 @@ impl Unpacker {
         let fds = &[folder.as_fd(), left.asks.as_fd()];
         let reserve = Reserve::new(staged.store(), limits.reserve);
         let task = Task { layer, job, xattrs: staged.xattrs(), limits, fds, lowers };
-        let process = self.start(switch, &reserve, &task)?;
+        let process = Process::start(self, switch, Some(&reserve), &task)?;
+        self.note(process.confined()?);
         match process.verdict()? {
             Said::Settled => Ok(()),
-            _ => Err(Error::Unpacker { layer, why: "its unpacker gave another verdict than asked for".to_owned() }),
-        }
-    }
-}
-
-/// Passes the bytes of `source` on until it ends, or the unpacker wants no more. The pipe is closed by who made it.
-fn pour(source: &mut impl BufRead, pipe: &OwnedFd, process: &Process<'_>, limits: &Limits) -> Result<()> {
-    loop {
-        process.look()?;
-        let piece = match source.fill_buf() {
-            Ok(piece) => piece,
-            // While nothing came it is time to look, or the unpacker ended and its end was seen before what it said was
-            // read.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                if process.watch(Some(pipe), limits.unpack_stall)? == Woken::Said {
-                    return Ok(());
-                }
-                continue;
-            }
-            Err(error) => return Err(crate::layer::decode::stream_error("read it", error)),
-        };
-        if piece.is_empty() {
-            return Ok(());
-        }
-        match rustix::io::write(pipe, piece) {
-            Ok(count) => source.consume(count),
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => {
-                if process.watch(Some(pipe), limits.unpack_stall)? == Woken::Said {
-                    return Ok(());
-                }
-            }
-            Err(Errno::PIPE) => return Ok(()),
-            Err(errno) => return Err(process.lost(errno)),
+            said => Err(process.nonsense(&said)),
         }
     }
 }

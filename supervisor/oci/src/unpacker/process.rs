@@ -1,4 +1,4 @@
-//! One unpacker as PID 1 has it: a pidfd, a socket, a way to be ended from another thread.
+//! One confined process as PID 1 has it: a pidfd, a socket, a way to be ended from another thread.
 //!
 //! In: an order with its descriptors. Out: what the process says, in time, or what became of it. Must not: wait without a
 //! bound, believe more than a bounded message, or leave the process behind when dropped.
@@ -45,16 +45,17 @@ const GONE_WITHIN: Duration = Duration::from_secs(30);
 /// Lower layers in one message.
 const LOWERS: usize = 64;
 
-/// Where another thread finds an unpacker: to end it, now or as soon as it is started, or to see it end.
+/// Where another thread finds the processes of a layer: to end them, now or as soon as they are started, or to see the
+/// first of them end.
 #[derive(Debug)]
 pub(crate) struct Switch {
     off: AtomicBool,
-    process: watch::Sender<Option<Arc<OwnedFd>>>,
+    processes: watch::Sender<Vec<Arc<OwnedFd>>>,
 }
 
 impl Default for Switch {
     fn default() -> Self {
-        Self { off: AtomicBool::new(false), process: watch::Sender::new(None) }
+        Self { off: AtomicBool::new(false), processes: watch::Sender::new(Vec::new()) }
     }
 }
 
@@ -72,20 +73,26 @@ impl Switch {
 
     /// Whoever comes second, the one who registers or the one who switches off, sees the other.
     fn kill_if_off(&self) {
-        if let (true, Some(process)) = (self.is_off(), &*self.process.borrow()) {
-            let _ = pidfd_send_signal(process, Signal::KILL);
+        if self.is_off() {
+            for process in &*self.processes.borrow() {
+                let _ = pidfd_send_signal(process, Signal::KILL);
+            }
         }
     }
 
-    fn register(&self, process: Option<Arc<OwnedFd>>) {
-        self.process.send_replace(process);
+    fn register(&self, process: &Arc<OwnedFd>) {
+        self.processes.send_modify(|all| all.push(Arc::clone(process)));
         self.kill_if_off();
     }
 
-    /// Ready when an unpacker was started and has ended; never where there was none.
+    fn forget(&self, process: &Arc<OwnedFd>) {
+        self.processes.send_modify(|all| all.retain(|other| !Arc::ptr_eq(other, process)));
+    }
+
+    /// Ready when the first of them was started and has ended; never where there was none.
     pub(crate) async fn ended(&self) {
-        let mut process = self.process.subscribe();
-        let started = process.wait_for(Option::is_some).await.ok().and_then(|started| started.clone());
+        let mut processes = self.processes.subscribe();
+        let started = processes.wait_for(|all| !all.is_empty()).await.ok().and_then(|all| all.first().cloned());
         #[expect(
             deprecated,
             reason = "the constructor that replaces it is unsafe for types that may close their descriptor early; an \
@@ -112,6 +119,8 @@ pub(super) struct Task<'a> {
 /// A confined process.
 pub(super) struct Process<'a> {
     layer: DiffId,
+    /// What it is called in a message.
+    name: &'static str,
     stall: Duration,
     reserve: Option<&'a Reserve<'a>>,
     unpacker: &'a Unpacker,
@@ -126,31 +135,30 @@ pub(super) struct Process<'a> {
 pub(super) enum Woken {
     /// There is room in the pipe.
     Room,
-    /// It said something, or is gone.
-    Said,
+    /// This one, the first that did, said something or is gone.
+    Said(usize),
 }
 
 impl<'a> Process<'a> {
-    /// Starts an unpacker and waits until it is confined. Gives the walls it could not build, too. It must leave
-    /// `reserve` free; none where it writes nothing.
+    /// Starts a process and gives it its order. It must leave `reserve` free; none where it writes nothing.
     pub(super) fn start(
         unpacker: &'a Unpacker,
         switch: &'a Switch,
         reserve: Option<&'a Reserve<'a>>,
         task: &Task<'_>,
-    ) -> Result<(Self, Vec<String>)> {
-        let layer = task.layer;
+    ) -> Result<Self> {
+        let (layer, name) = (task.layer, task.job.name());
         reserve.map_or(Ok(()), Reserve::check)?;
-        let failed = |why: String| Error::Unpacker { layer, why: format!("its unpacker could not be started: {why}") };
+        let failed = |why: String| Error::Unpacker { layer, why: format!("its {name} could not be started: {why}") };
         let (control, theirs) = molt_sys::socket::pair().map_err(|error| failed(error.to_string()))?;
         let null = unpacker.null.as_fd();
         let pid = spawn(&unpacker.path, &[c"molt", ENTRY], &[null, null, null, theirs.as_fd()])
             .map_err(|error| failed(error.to_string()))?;
         drop(theirs);
         let pidfd = Arc::new(pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| failed(errno.to_string()))?);
-        switch.register(Some(Arc::clone(&pidfd)));
+        switch.register(&pidfd);
         let stall = task.limits.unpack_stall;
-        let process = Self { layer, stall, reserve, unpacker, switch, pid, pidfd, control };
+        let process = Self { layer, name, stall, reserve, unpacker, switch, pid, pidfd, control };
         let order = Order { version: VERSION, job: task.job, xattrs: task.xattrs, limits: task.limits.clone() };
         let order = serde_json::to_vec(&order).map_err(|error| failed(error.to_string()))?;
         process.send(&order, task.fds)?;
@@ -158,13 +166,15 @@ impl<'a> Process<'a> {
             let some: Vec<_> = some.iter().map(AsFd::as_fd).collect();
             process.send(b"lowers", &some)?;
         }
-        match process.hear(CONFINED_WITHIN)? {
-            Said::Ready { missing } => {
-                let missing = missing.iter().take(16).map(|wall| super::wire::clean(wall)).collect();
-                Ok((process, missing))
-            }
-            Said::Failed(fault) => Err(fault.into_error(layer)),
-            other => Err(process.nonsense(&other)),
+        Ok(process)
+    }
+
+    /// Waits until it is confined. Gives the walls it could not build.
+    pub(super) fn confined(&self) -> Result<Vec<String>> {
+        match self.hear(CONFINED_WITHIN)? {
+            Said::Ready { missing } => Ok(missing.iter().take(16).map(|wall| super::wire::clean(wall)).collect()),
+            Said::Failed(fault) => Err(fault.into_error(self.layer)),
+            other => Err(self.nonsense(&other)),
         }
     }
 
@@ -173,22 +183,26 @@ impl<'a> Process<'a> {
             Ok(()) => Ok(()),
             // It is gone: why, its end tells.
             Err(error) if matches!(error.errno, Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => Err(self.died()),
-            Err(error) => Err(self.error(format!("its unpacker could not be given its order: {error}"))),
+            Err(error) => Err(self.error(format!("could not be given its order: {error}"))),
         }
     }
 
-    fn error(&self, why: impl Into<String>) -> Error {
-        Error::Unpacker { layer: self.layer, why: why.into() }
+    fn error(&self, why: impl std::fmt::Display) -> Error {
+        Error::Unpacker { layer: self.layer, why: format!("its {} {why}", self.name) }
     }
 
-    fn nonsense(&self, said: &Said) -> Error {
+    /// The error for a word that is not one of those that may come now.
+    pub(super) fn nonsense(&self, said: &Said) -> Error {
         let word = match said {
             Said::Ready { .. } => "Ready",
+            Said::Decoded { .. } => "Decoded",
+            Said::Unread => "Unread",
             Said::Unpacked { .. } => "Unpacked",
+            Said::Short(_) => "Short",
             Said::Settled => "Settled",
             Said::Failed(_) => "Failed",
         };
-        self.error(format!("its unpacker said '{word}' where that makes no sense"))
+        self.error(format!("said '{word}' where that makes no sense"))
     }
 
     /// The verdict on the job.
@@ -201,16 +215,14 @@ impl<'a> Process<'a> {
     }
 
     fn hear(&self, within: Duration) -> Result<Said> {
-        self.watch(None, within)?;
+        watch(&[self], None, within)?;
         let mut bytes = Vec::new();
         match molt_sys::socket::receive(&self.control, &mut bytes) {
             // Descriptors that come along are closed here; it has none to give.
-            Ok(Some(_)) => {
-                serde_json::from_slice(&bytes).map_err(|_| self.error("its unpacker said something that is no verdict"))
-            }
+            Ok(Some(_)) => serde_json::from_slice(&bytes).map_err(|_| self.error("said something that is no verdict")),
             Ok(None) => Err(self.died()),
             Err(error) if error.errno == Errno::CONNRESET => Err(self.died()),
-            Err(error) => Err(self.error(format!("its unpacker could not be heard: {error}"))),
+            Err(error) => Err(self.error(format!("could not be heard: {error}"))),
         }
     }
 
@@ -219,37 +231,9 @@ impl<'a> Process<'a> {
         self.reserve.map_or(Ok(()), Reserve::look)
     }
 
-    /// Waits until it says something, or `pipe` takes bytes. An error when it neither did so nor used the processor for
-    /// `within`, and when it uses up what must stay free.
-    pub(super) fn watch(&self, pipe: Option<&OwnedFd>, within: Duration) -> Result<Woken> {
-        let mut moved = Instant::now();
-        let mut used = molt_sys::process::cpu_time(self.pid).ok();
-        loop {
-            let mut fds = vec![PollFd::new(&self.control, PollFlags::IN)];
-            fds.extend(pipe.map(|pipe| PollFd::new(pipe, PollFlags::OUT)));
-            match poll(&mut fds, Some(&timespec(LOOK.min(within)))) {
-                Ok(0) => {}
-                Ok(_) => {
-                    let said = fds.first().is_some_and(|control| !control.revents().is_empty());
-                    return Ok(if said { Woken::Said } else { Woken::Room });
-                }
-                Err(Errno::INTR) => continue,
-                Err(errno) => return Err(self.error(format!("its unpacker could not be watched: {errno}"))),
-            }
-            self.look()?;
-            let now = molt_sys::process::cpu_time(self.pid).ok();
-            if now != used {
-                (moved, used) = (Instant::now(), now);
-            } else if moved.elapsed() >= within {
-                let seconds = within.as_secs_f64();
-                return Err(self.error(format!("its unpacker made no progress for {seconds} s and was killed")));
-            }
-        }
-    }
-
     /// The error for bytes that could not be passed on.
     pub(super) fn lost(&self, errno: Errno) -> Error {
-        self.error(format!("its unpacker could not be fed: {errno}"))
+        self.error(format!("could not be fed: {errno}"))
     }
 
     /// The error for a process that went away without a verdict.
@@ -257,21 +241,18 @@ impl<'a> Process<'a> {
         // Its socket is closed before it is a zombie.
         let ended = self.gone(GONE_WITHIN);
         if self.switch.is_off() {
-            return self.error("nobody waits for it any more");
+            return Error::Unpacker { layer: self.layer, why: "nobody waits for it any more".to_owned() };
         }
-        let why = match ended {
-            Some(Ended::Signal(9)) => {
-                "its unpacker was killed (SIGKILL): memory ran out, or somebody ended it".to_owned()
-            }
+        self.error(match ended {
+            Some(Ended::Signal(9)) => "was killed (SIGKILL): memory ran out, or somebody ended it".to_owned(),
             Some(Ended::Signal(31)) => {
-                "its unpacker was killed (SIGSYS): it made a system call that it has no business with".to_owned()
+                "was killed (SIGSYS): it made a system call that it has no business with".to_owned()
             }
-            Some(Ended::Signal(24)) => "its unpacker was killed (SIGXCPU): it ran for too long".to_owned(),
-            Some(Ended::Signal(signal)) => format!("its unpacker crashed (signal {signal})"),
-            Some(Ended::Exit(status)) => format!("its unpacker ended with status {status} and without a verdict"),
-            None => "its unpacker went away without a verdict".to_owned(),
-        };
-        self.error(why)
+            Some(Ended::Signal(24)) => "was killed (SIGXCPU): it ran for too long".to_owned(),
+            Some(Ended::Signal(signal)) => format!("crashed (signal {signal})"),
+            Some(Ended::Exit(status)) => format!("ended with status {status} and without a verdict"),
+            None => "went away without a verdict".to_owned(),
+        })
     }
 
     /// Waits for its end and takes it off the process table, where nobody else did.
@@ -300,7 +281,38 @@ impl Drop for Process<'_> {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         // Whoever comes next removes the folder it writes to.
         let _ = self.gone(GONE_WITHIN);
-        self.switch.register(None);
+        self.switch.forget(&self.pidfd);
+    }
+}
+
+/// Waits until one of `processes` says something, or `pipe` takes bytes. An error when they neither did so nor used the
+/// processor for `within`, and when one uses up what must stay free.
+pub(super) fn watch(processes: &[&Process<'_>], pipe: Option<&OwnedFd>, within: Duration) -> Result<Woken> {
+    let Some(first) = processes.first() else { return Ok(Woken::Room) };
+    let used =
+        || processes.iter().filter_map(|process| molt_sys::process::cpu_time(process.pid).ok()).sum::<Duration>();
+    let (mut moved, mut before) = (Instant::now(), used());
+    loop {
+        let mut fds: Vec<_> = processes.iter().map(|process| PollFd::new(&process.control, PollFlags::IN)).collect();
+        fds.extend(pipe.map(|pipe| PollFd::new(pipe, PollFlags::OUT)));
+        match poll(&mut fds, Some(&timespec(LOOK.min(within)))) {
+            Ok(0) => {}
+            Ok(_) => {
+                let said = fds.iter().take(processes.len()).position(|control| !control.revents().is_empty());
+                return Ok(said.map_or(Woken::Room, Woken::Said));
+            }
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(first.error(format!("could not be watched: {errno}"))),
+        }
+        for process in processes {
+            process.look()?;
+        }
+        let now = used();
+        if now != before {
+            (moved, before) = (Instant::now(), now);
+        } else if moved.elapsed() >= within {
+            return Err(first.error(format!("made no progress for {} s and was killed", within.as_secs_f64())));
+        }
     }
 }
 

@@ -1,6 +1,6 @@
-//! The walls around an unpacker, from a fresh exec to the first hostile byte. The order is the argument: limits; then
-//! what takes privileges, while they are there: clones of the folders it works on, namespaces, its folder as its root;
-//! then capabilities, no_new_privs, Landlock, seccomp.
+//! The walls around an unpacker and a decoder, from a fresh exec to the first hostile byte. The order is the argument:
+//! limits; then what takes privileges, while they are there: clones of the folders it works on, namespaces, its folder as
+//! its root; then capabilities, no_new_privs, Landlock, seccomp. A decoder has no folder.
 //!
 //! In: the folder to work in, those to read. Out: the same, reached another way, and what could not be had. Must not: go
 //! on without a wall that every kernel Molt runs on has.
@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, PathBeneath, Ruleset,
-    RulesetAttr as _, RulesetCreatedAttr as _, Scope,
+    RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, Scope,
 };
 use molt_confine::{
     capabilities,
@@ -19,6 +19,7 @@ use molt_confine::{
     root,
     step::{At as _, Step, refuse},
 };
+use molt_policy::seccomp::SeccompError;
 use molt_sys::{
     mount::{Attributes, Propagation, set_attributes},
     process::unshare_namespaces,
@@ -66,13 +67,8 @@ const MARK: CapabilitySet = UNPACK.union(CapabilitySet::SYS_ADMIN);
 /// Everything that takes rights away.
 pub(super) fn build(control: &OwnedFd, reach: Reach, limits: &Limits, power: Power) -> Step<(Reach, Vec<String>)> {
     let mut missing = Vec::new();
-    arm_death_signal(control)?;
+    bound(control, limits, &mut missing)?;
     umask(UMASK);
-    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
-        missing.push(format!("when memory runs out it is not the first to go (oom_score_adj: {error})"));
-    }
-    bound(limits)?;
-
     let folder = clone(&reach.folder, Attributes::NOSUID.and(Attributes::NODEV).and(Attributes::NOEXEC))?;
     let read_only = Attributes::NOSUID.and(Attributes::NODEV).and(Attributes::NOEXEC).and(Attributes::RDONLY);
     let lowers = reach.lowers.iter().map(|lower| clone(lower, read_only)).collect::<Step<Vec<_>>>()?;
@@ -82,21 +78,50 @@ pub(super) fn build(control: &OwnedFd, reach: Reach, limits: &Limits, power: Pow
     let folder = openat(CWD, "/", flags, Mode::empty()).at("open", "its folder")?;
     let reach = Reach { folder, lowers };
 
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).at("prctl", "not dumpable")?;
-    capabilities::drop_bounding_set()?;
-    capabilities::keep(match power {
+    let kept = match power {
         Power::Unpack => UNPACK,
         Power::Mark => MARK,
-    })?;
-    arm_death_signal(control)?;
-    set_no_new_privs(true).at("prctl", "no_new_privs")?;
+    };
+    give_up(control, kept)?;
     domain(&reach, &mut missing)?;
-    let programs =
-        molt_policy::unpacker::unpacker(std::process::id()).map_err(|error| refuse("seccomp", error.to_string()))?;
+    filter(molt_policy::unpacker::unpacker)?;
+    Ok((reach, missing))
+}
+
+/// The same for a decoder, which reads one pipe and writes another: its filter has no call that takes a name or makes a
+/// descriptor. Before that all capabilities go, and Landlock lets no file be opened.
+pub(super) fn seal(control: &OwnedFd, limits: &Limits) -> Step<Vec<String>> {
+    let missing = close(control, limits)?;
+    filter(molt_policy::unpacker::decoder)?;
+    Ok(missing)
+}
+
+/// All walls of a decoder but its filter.
+fn close(control: &OwnedFd, limits: &Limits) -> Step<Vec<String>> {
+    let mut missing = Vec::new();
+    bound(control, limits, &mut missing)?;
+    give_up(control, CapabilitySet::empty())?;
+    match kernel_abi()? {
+        0 => missing.push("Landlock does not guard who decodes; its filter does".to_owned()),
+        abi => enforce(ruleset(abi)?)?,
+    }
+    Ok(missing)
+}
+
+fn give_up(control: &OwnedFd, kept: CapabilitySet) -> Step<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).at("prctl", "not dumpable")?;
+    capabilities::drop_bounding_set()?;
+    capabilities::keep(kept)?;
+    arm_death_signal(control)?;
+    set_no_new_privs(true).at("prctl", "no_new_privs")
+}
+
+fn filter(programs: impl Fn(u32) -> Result<Vec<Vec<u64>>, SeccompError>) -> Step<()> {
+    let programs = programs(std::process::id()).map_err(|error| refuse("seccomp", error.to_string()))?;
     for (number, program) in programs.iter().enumerate() {
         load_filter(program).at("seccomp", format!("filter {number}"))?;
     }
-    Ok((reach, missing))
+    Ok(())
 }
 
 /// Puts the calling process, which must have one thread, behind the walls of an unpacker: for a program that tries them.
@@ -113,7 +138,18 @@ pub fn prisoner(
     }
 }
 
-fn bound(limits: &Limits) -> Step<()> {
+/// The same with the walls of a decoder. With `filtered` false its filter is left out, so that the others are seen.
+pub fn sealed(control: &OwnedFd, limits: &Limits, filtered: bool) -> Result<Vec<String>, String> {
+    let walls = if filtered { seal } else { close };
+    walls(control, limits).map_err(|failure| format!("{failure:?}"))
+}
+
+/// Goes with PID 1, goes first when memory runs out, and takes no more than it may.
+fn bound(control: &OwnedFd, limits: &Limits, missing: &mut Vec<String>) -> Step<()> {
+    arm_death_signal(control)?;
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
+        missing.push(format!("when memory runs out it is not the first to go (oom_score_adj: {error})"));
+    }
     let window = 1u64.checked_shl(limits.zstd_window_log).unwrap_or(u64::MAX);
     let names = (limits.deferred_bytes as u64).saturating_mul(4);
     set(Resource::As, window.saturating_add(names).saturating_add(MEMORY), "RLIMIT_AS")?;
@@ -172,16 +208,7 @@ fn domain(reach: &Reach, missing: &mut Vec<String>) -> Step<()> {
         return Ok(());
     }
     let refused = |error: landlock::RulesetError| refuse("landlock", error.to_string());
-    let abi = ABI::from(i32::try_from(kernel).unwrap_or(0));
-    let all = AccessFs::from_all(abi.min(HIGHEST_FS));
-    let mut ruleset =
-        Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(all).map_err(refused)?;
-    if kernel >= 4 {
-        ruleset = ruleset.handle_access(AccessNet::from_all(ABI::V4)).map_err(refused)?;
-    }
-    if kernel >= 6 {
-        ruleset = ruleset.scope(Scope::from_all(ABI::V6)).map_err(refused)?;
-    }
+    let all = handled(kernel);
     let read: BitFlags<AccessFs> = AccessFs::ReadFile | AccessFs::ReadDir;
     let change = read
         | AccessFs::WriteFile
@@ -194,10 +221,31 @@ fn domain(reach: &Reach, missing: &mut Vec<String>) -> Step<()> {
         | AccessFs::RemoveFile
         | AccessFs::RemoveDir
         | AccessFs::Refer;
-    let mut created = ruleset.create().map_err(refused)?;
+    let mut created = ruleset(kernel)?;
     created = created.add_rule(PathBeneath::new(reach.folder.as_fd(), change & all)).map_err(refused)?;
     for lower in &reach.lowers {
         created = created.add_rule(PathBeneath::new(lower.as_fd(), read)).map_err(refused)?;
     }
     enforce(created)
+}
+
+/// Every right of files that a kernel with this ABI knows.
+fn handled(kernel: u32) -> BitFlags<AccessFs> {
+    AccessFs::from_all(ABI::from(i32::try_from(kernel).unwrap_or(0)).min(HIGHEST_FS))
+}
+
+/// Nothing is allowed yet.
+fn ruleset(kernel: u32) -> Step<RulesetCreated> {
+    let refused = |error: landlock::RulesetError| refuse("landlock", error.to_string());
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(handled(kernel))
+        .map_err(refused)?;
+    if kernel >= 4 {
+        ruleset = ruleset.handle_access(AccessNet::from_all(ABI::V4)).map_err(refused)?;
+    }
+    if kernel >= 6 {
+        ruleset = ruleset.scope(Scope::from_all(ABI::V6)).map_err(refused)?;
+    }
+    ruleset.create().map_err(refused)
 }

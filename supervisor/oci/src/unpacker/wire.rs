@@ -15,11 +15,11 @@ use crate::{
 };
 
 /// Both sides are the same file; this finds out when they are not.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Longest text of an unpacker that is shown.
 const TEXT: usize = 1024;
 
-/// One job, with its descriptors: the folder, then those of the job.
+/// One job, with its descriptors: the folder it works on, then those of the job.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Order {
@@ -31,8 +31,10 @@ pub(super) struct Order {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Job {
-    /// Descriptors: the pipe with the packed bytes, the file for what is asked of the layers below.
-    Unpack(Packing),
+    /// Descriptors: the pipe with the packed bytes, the pipe for the plain ones. There is no folder.
+    Decode(Packing),
+    /// Descriptors: the pipe with the plain bytes, the file for what is asked of the layers below.
+    Unpack,
     /// Descriptor: the file with what is asked. Folders that hide are marked, nothing else.
     Mark,
     /// Descriptor: the same file; then so many lower layers, nearest first, in messages of their own.
@@ -41,14 +43,30 @@ pub(super) enum Job {
     Check,
 }
 
-/// From the unpacker. One `Ready`, then one of the others.
+impl Job {
+    /// Who does it, in a message.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Decode(_) => "decoder",
+            Self::Unpack | Self::Mark | Self::Settle { .. } | Self::Check => "unpacker",
+        }
+    }
+}
+
+/// From a confined process. One `Ready`, then one of the others.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) enum Said {
     /// Confined. No byte of the layer was read yet. Walls that are not there, in words.
     Ready { missing: Vec<String> },
+    /// All bytes were decoded and passed on; this is what they hash to.
+    Decoded { plain: DiffId },
+    /// Whoever reads the plain bytes has ended, and knows why.
+    Unread,
     /// The layer is unpacked.
-    Unpacked { plain: DiffId, rest: Rest },
+    Unpacked { rest: Rest },
+    /// It did not work, after the last of the plain bytes: who decodes them knows more.
+    Short(Fault),
     /// The layer is as it must be on its parents.
     Settled,
     /// It did not work.
@@ -122,9 +140,9 @@ impl Fault {
 #[cfg(feature = "fuzzing")]
 pub(crate) fn shown(bytes: &[u8], layer: DiffId) -> Option<String> {
     match serde_json::from_slice::<Said>(bytes).ok()? {
-        Said::Failed(fault) => Some(fault.into_error(layer).to_string()),
+        Said::Failed(fault) | Said::Short(fault) => Some(fault.into_error(layer).to_string()),
         Said::Ready { missing } => Some(missing.iter().map(|text| clean(text)).collect()),
-        Said::Unpacked { .. } | Said::Settled => None,
+        Said::Decoded { .. } | Said::Unread | Said::Unpacked { .. } | Said::Settled => None,
     }
 }
 

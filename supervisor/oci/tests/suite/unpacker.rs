@@ -1,4 +1,5 @@
-//! Unpackers from outside: what they may not do, and what becomes of a fetch when one is killed, stopped or left alone.
+//! Unpackers and decoders from outside: what they may not do, and what becomes of a fetch when one is killed, stopped or
+//! left alone.
 //!
 //! In: the examples `prisoner` and `unpacker`. Out: outcomes, and nothing left behind.
 
@@ -17,10 +18,11 @@ use molt_oci::{Client, Error, Limits, Platform, Registries, Store, unpacker::Unp
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    common::{Image, Packed, Place, Tar, example, packed},
+    common::{Image, Packed, Place, Tar, example, packed, unpacker},
     fake::random,
 };
 
+const FORBIDDEN: &str = "errno 1";
 const ABSENT: &str = "errno 2";
 const NO_MEMORY: &str = "errno 12";
 const DENIED: &str = "errno 13";
@@ -103,11 +105,50 @@ fn what_it_has_no_business_with_is_refused() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// What a decoder may do of it: nothing.
+#[test]
+fn who_decodes_can_name_nothing() {
+    for (what, _) in ATTEMPTS {
+        let expected = if what == "take much memory" { NO_MEMORY } else { KILLED };
+        assert_eq!(attempt("sealed", what), expected, "{what}");
+    }
+    // The walls that stand where its filter has a hole.
+    for (what, expected) in [
+        ("write a file", DENIED),
+        ("read a lower file", DENIED),
+        ("read a file by its path", DENIED),
+        ("run a program", DENIED),
+        ("make a whiteout", DENIED),
+        ("make a device", DENIED),
+        ("mark a folder", FORBIDDEN),
+        ("give away a file by its path", FORBIDDEN),
+        ("signal its parent", FORBIDDEN),
+        ("look into its parent", FORBIDDEN),
+        ("mount something", FORBIDDEN),
+        ("leave its namespaces", FORBIDDEN),
+        ("take much memory", NO_MEMORY),
+    ] {
+        assert_eq!(attempt("unfiltered", what), expected, "{what}, without the filter");
+    }
+}
+
 #[test]
 fn without_walls_all_of_it_works() {
     for (what, _) in ATTEMPTS {
         assert_eq!(attempt("free", what), "ok", "{what}");
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Unpacker,
+    Decoder,
+}
+
+/// proc_pid_stat(5), starttime.
+fn started(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse().ok()).unwrap_or(0)
 }
 
 /// A place with an image of one big layer, and what fetches it.
@@ -141,24 +182,28 @@ impl Slow {
         &self.place.store
     }
 
-    /// The unpackers there are.
-    fn unpackers(&self) -> Vec<Pid> {
+    /// The processes of its layer, in the order in which they were started: the unpacker, the decoder.
+    fn processes(&self) -> Vec<Pid> {
         let numbers = fs::read_dir("/proc").unwrap().filter_map(|item| item.ok()?.file_name().to_str()?.parse().ok());
         let ours = |pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == self.program);
-        numbers.filter(ours).filter_map(Pid::from_raw).collect()
+        let mut all: Vec<i32> = numbers.filter(ours).collect();
+        // By their starts, in ticks, and by their ids within one: ids go round, seldom.
+        all.sort_by_key(|pid| (started(*pid), *pid));
+        all.into_iter().filter_map(Pid::from_raw).collect()
     }
 
-    /// Does something to the unpacker in the middle of its work; false if the fetch was `over` before that.
-    fn meddle(&self, signal: Signal, over: impl Fn() -> bool) -> bool {
+    /// Does something to one of them in the middle of its work; false if the fetch was `over` before that.
+    fn meddle(&self, who: Who, signal: Signal, over: impl Fn() -> bool) -> bool {
         let unpacked = || {
             let staged = fs::read_dir(self.place.path("store/tmp")).unwrap().filter_map(Result::ok);
             staged.into_iter().any(|folder| folder.path().join("file3").exists())
         };
         while !over() {
             if unpacked()
-                && let Some(pid) = self.unpackers().first()
+                && let [unpacker, decoder] = *self.processes()
             {
-                return kill_process(*pid, signal).is_ok();
+                let pid = if who == Who::Unpacker { unpacker } else { decoder };
+                return kill_process(pid, signal).is_ok();
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -176,8 +221,8 @@ impl Slow {
     fn assert_nothing_left(&self) {
         // The thread that ends them is nobody's to wait for.
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !self.unpackers().is_empty() {
-            assert!(Instant::now() < deadline, "unpackers are left: {:?}", self.unpackers());
+        while !self.processes().is_empty() {
+            assert!(Instant::now() < deadline, "processes are left: {:?}", self.processes());
             std::thread::sleep(Duration::from_millis(5));
         }
         self.place.assert_clean();
@@ -185,13 +230,13 @@ impl Slow {
     }
 }
 
-/// What becomes of a fetch whose unpacker gets `signal`.
-fn meddled(limits: &Limits, signal: Signal) -> Error {
+/// What becomes of a fetch when one of its processes gets `signal`.
+fn meddled(limits: &Limits, who: Who, signal: Signal) -> Error {
     loop {
         let slow = Slow::new(limits.clone());
         let (met, fetched) = std::thread::scope(|scope| {
             let fetch = scope.spawn(|| slow.fetch());
-            (slow.meddle(signal, || fetch.is_finished()), fetch.join().unwrap())
+            (slow.meddle(who, signal, || fetch.is_finished()), fetch.join().unwrap())
         });
         match (met, fetched) {
             (true, Err(error)) => {
@@ -208,29 +253,82 @@ fn meddled(limits: &Limits, signal: Signal) -> Error {
 
 #[test]
 fn a_killed_one_is_a_failed_fetch_that_leaves_nothing() {
-    for (signal, word) in [(Signal::KILL, "(SIGKILL)"), (Signal::SEGV, "(signal 11)"), (Signal::SYS, "(SIGSYS)")] {
-        let error = meddled(&Limits::default(), signal);
-        assert_eq!(error.code(), Code::UnpackerFailed);
-        let text = error.to_string();
-        assert!(text.starts_with("unpack layer sha256:") && text.contains(word), "{text}");
+    for (signal, word) in [
+        (Signal::KILL, "was killed (SIGKILL)"),
+        (Signal::SEGV, "crashed (signal 11)"),
+        (Signal::SYS, "was killed (SIGSYS)"),
+    ] {
+        for (who, name) in [(Who::Unpacker, "unpacker"), (Who::Decoder, "decoder")] {
+            let error = meddled(&Limits::default(), who, signal);
+            assert_eq!(error.code(), Code::UnpackerFailed);
+            let text = error.to_string();
+            // Of that one: what the other makes of its end is not the cause.
+            assert!(text.starts_with("unpack layer sha256:") && text.contains(&format!("its {name} {word}")), "{text}");
+        }
+    }
+}
+
+/// Fetches the image of the layout at `layout`.
+fn fetch(place: &Place, by: Arc<Unpacker>) -> Result<(), Error> {
+    let client = Client::new(&Registries::default(), Limits::default()).unwrap().confined(by);
+    let reference: ImageRef = format!("oci:{}", place.path("layout").display()).parse().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let resolved = client.resolve(&reference, &Platform::host(), &()).await?;
+        client.fetch(&resolved, &place.store, &()).await.map(drop)
+    })
+}
+
+/// Both end of a layer that is no good, within microseconds of each other.
+#[test]
+fn the_cause_is_told_and_not_what_the_other_makes_of_it() {
+    let tar = Tar::new().file("file", "content").file("other", &random(3000)).end();
+    let damaged = |mut blob: Vec<u8>| {
+        // In the checksum: what is unpacked is good to its end.
+        let sum = blob.len() - 6;
+        blob[sum] ^= 0x55;
+        blob
+    };
+    let cut = |mut blob: Vec<u8>| {
+        blob.truncate(blob.len() - 20);
+        blob
+    };
+    let climbing = packed(&Tar::new().file("../file", "content").end());
+    let half = Tar::new().file("file", &random(3000)).end();
+    let half = packed(&half[..2000]);
+    let (good, kind, diff_id) = packed(&tar);
+    for (layer, word) in [
+        ((damaged(good.clone()), kind, diff_id.clone()), "corrupt gzip stream"),
+        ((cut(good), kind, diff_id), "cannot read the tar stream"),
+        (climbing, "'../file'"),
+        (half, "before the end of a file"),
+    ] {
+        let place = Place::new();
+        Image::new(&[layer]).layout(&place.path("layout"));
+        for _ in 0..25 {
+            let error = fetch(&place, unpacker()).unwrap_err().to_string();
+            assert!(error.contains(word), "{word}: {error}");
+        }
     }
 }
 
 #[test]
 fn a_stopped_one_is_given_up() {
     let limits = Limits { unpack_stall: Duration::from_secs(2), ..Limits::default() };
-    let text = meddled(&limits, Signal::STOP).to_string();
-    assert!(text.contains("made no progress for 2 s and was killed"), "{text}");
+    for who in [Who::Unpacker, Who::Decoder] {
+        let text = meddled(&limits, who, Signal::STOP).to_string();
+        assert!(text.contains("made no progress for 2 s and was killed"), "{text}");
+    }
 }
 
-/// Starts a fetch and drops it as soon as its unpacker is there; false if it was over first.
+/// Starts a fetch and drops it as soon as one of its processes is there; false if it was over first.
 fn dropped(slow: &Slow) -> bool {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let resolved = slow.client.resolve(&slow.reference, &Platform::host(), &()).await.unwrap();
         let fetch = std::pin::pin!(slow.client.fetch(&resolved, slow.store(), &()));
         let there = std::pin::pin!(async {
-            while slow.unpackers().is_empty() {
+            while slow.processes().is_empty() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });
@@ -254,15 +352,8 @@ fn a_program_that_is_no_unpacker_is_an_error() {
     Image::new(&[packed(&Tar::new().file("file", "1").end())]).layout(&place.path("layout"));
     for program in ["/bin/true", "/bin/cat", "/etc/passwd"] {
         let unpacker = Unpacker::new(fs::File::open(Path::new(program)).unwrap().as_fd(), |_| None).unwrap();
-        let client = Client::new(&Registries::default(), Limits::default()).unwrap().confined(Arc::new(unpacker));
-        let reference: ImageRef = format!("oci:{}", place.path("layout").display()).parse().unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let error = runtime.block_on(async {
-            let resolved = client.resolve(&reference, &Platform::host(), &()).await.unwrap();
-            client.fetch(&resolved, &place.store, &()).await.unwrap_err()
-        });
+        let error = fetch(&place, Arc::new(unpacker)).unwrap_err();
         assert_eq!(error.code(), Code::UnpackerFailed, "{program}: {error}");
-        drop(runtime);
         place.assert_clean();
     }
 }
