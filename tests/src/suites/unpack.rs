@@ -1,7 +1,7 @@
-//! The process that unpacks a layer, in a running sandbox: its walls as the kernel sees them, and what its end does to an
+//! The processes of a layer, in a running sandbox: their walls as the kernel sees them, and what the end of one does to an
 //! update and to nothing else.
 //!
-//! In: the bed, a registry that stalls in the middle of a layer. Out: cases. Must not: ask the unpacker itself.
+//! In: the bed, a registry that stalls in the middle of a layer. Out: cases. Must not: ask these processes themselves.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -58,23 +58,28 @@ fn slow(bed: &Bed, kind: Kind, deadline: &str) -> anyhow::Result<Slow> {
 }
 
 impl Slow {
-    /// Starts the update to v2 and waits for its confined unpacker.
-    fn begin(&self) -> anyhow::Result<(Background, u32)> {
+    /// Starts the update to v2 and waits until the processes of its last layer are confined.
+    fn begin(&self) -> anyhow::Result<(Background, Pair)> {
         let words = [PROGRAM, "update", &self.proxy.reference("small:v2")];
         let mut update = self.molt.sandbox.exec_command(&words)?;
         let update = update.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let update = Background::spawn(update)?;
-        let pid = wait::until_some("a confined unpacker", SOON, || {
-            let pid = *unpackers(&self.molt).ok()?.first()?;
-            (status(pid).get("Seccomp_filters").map(String::as_str) == Some("2")).then_some(pid)
+        let pair = wait::until_some("a confined unpacker and its decoder", SOON, || {
+            let (decodes, unpacks) = processes(&self.molt)
+                .ok()?
+                .into_iter()
+                .partition::<Vec<_>, _>(|pid| status(*pid).get("CapEff").is_some_and(|effective| effective == NONE));
+            let ([decoder], [unpacker]) = (decodes.as_slice(), unpacks.as_slice()) else { return None };
+            let confined = |pid| status(pid).get("Seccomp_filters").is_some_and(|filters| filters == "2");
+            (confined(*decoder) && confined(*unpacker)).then_some(Pair { decoder: *decoder, unpacker: *unpacker })
         })?;
-        Ok((update, pid))
+        Ok((update, pair))
     }
 
     fn ends_with(&self, update: &mut Background, code: i32) -> anyhow::Result<()> {
         let ended = process::code(process::wait(&mut update.0, SOON)?);
         ensure!(ended == code, "the update ended with {ended}, not {code}");
-        wait::until("the unpacker to be gone", SOON, || unpackers(&self.molt).is_ok_and(|left| left.is_empty()))?;
+        wait::until("both to be gone", SOON, || processes(&self.molt).is_ok_and(|left| left.is_empty()))?;
         let empty =
             || ["tmp", "trash"].iter().all(|folder| self.molt.stored(folder).is_ok_and(|names| names.is_empty()));
         wait::until("the store to be tidy", SOON, empty)?;
@@ -83,8 +88,17 @@ impl Slow {
     }
 }
 
-/// Unpackers of a sandbox, as this program sees them.
-fn unpackers(molt: &Molt) -> anyhow::Result<Vec<u32>> {
+/// What no process holds that decodes: capabilities.
+const NONE: &str = "0000000000000000";
+
+/// The processes of one layer.
+struct Pair {
+    decoder: u32,
+    unpacker: u32,
+}
+
+/// Decoders and unpackers of a sandbox, as this program sees them.
+fn processes(molt: &Molt) -> anyhow::Result<Vec<u32>> {
     let family = molt.family()?.into_iter().map(|(pid, _)| pid);
     let unpacks = |pid: &u32| {
         let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -100,24 +114,11 @@ fn status(pid: u32) -> BTreeMap<String, String> {
 
 fn walls(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
     let slow = slow(bed, kind, "5m")?;
-    let (mut update, pid) = slow.begin()?;
-    let status = status(pid);
+    let (mut update, Pair { decoder, unpacker }) = slow.begin()?;
     // CHOWN, DAC_OVERRIDE, FOWNER, FSETID.
-    let four = "000000000000001b";
-    let none = "0000000000000000";
-    for (key, value) in [
-        ("Seccomp", "2"),
-        ("NoNewPrivs", "1"),
-        ("CapEff", four),
-        ("CapPrm", four),
-        ("CapInh", none),
-        ("CapBnd", none),
-        ("CapAmb", none),
-        ("Threads", "1"),
-    ] {
-        ensure!(status.get(key).map(String::as_str) == Some(value), "{key} is not {value}: {status:#?}");
-    }
-    let proc = PathBuf::from(format!("/proc/{pid}"));
+    confined(unpacker, "000000000000001b").context("the unpacker")?;
+    confined(decoder, NONE).context("the decoder")?;
+    let proc = PathBuf::from(format!("/proc/{unpacker}"));
     let init = PathBuf::from(format!("/proc/{}", slow.molt.sandbox.pid1()?));
     for name in ["net", "mnt", "ipc", "uts"] {
         let of = |process: &PathBuf| fs::read_link(process.join("ns").join(name));
@@ -131,6 +132,34 @@ fn walls(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
     let staged = fs::read_dir(slow.molt.store.join("tmp"))?.next().context("a folder in tmp/")??.path();
     let inode = |path: &PathBuf| fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
     ensure!(inode(&proc.join("root"))? == inode(&staged)?, "its root is not {}", staged.display());
+    // Its streams, its socket, the pipe, the file of its asks, its folder (twice: one is a name only).
+    let mut fds = descriptors(unpacker)?;
+    ensure!(fds.remove("/").is_some_and(|count| count <= 2), "{fds:?}");
+    ensure!(fds == expected(&[("/dev/null", 3), ("/memfd", 1), ("pipe", 1), ("socket", 1)]), "{fds:?}");
+    // Two pipes: no file is behind any of them.
+    let fds = descriptors(decoder)?;
+    ensure!(fds == expected(&[("/dev/null", 3), ("pipe", 2), ("socket", 1)]), "{fds:?}");
+    ensure!(slow.molt.status()?["degraded"] == json!([]), "{}", slow.molt.status()?["degraded"]);
+    slow.molt.expect(0, &["cancel"])?;
+    slow.ends_with(&mut update, 1)
+}
+
+/// What both have in common, and the capabilities, in which they differ.
+fn confined(pid: u32, capabilities: &str) -> anyhow::Result<()> {
+    let status = status(pid);
+    for (key, value) in [
+        ("Seccomp", "2"),
+        ("NoNewPrivs", "1"),
+        ("CapEff", capabilities),
+        ("CapPrm", capabilities),
+        ("CapInh", NONE),
+        ("CapBnd", NONE),
+        ("CapAmb", NONE),
+        ("Threads", "1"),
+    ] {
+        ensure!(status.get(key).map(String::as_str) == Some(value), "{key} is not {value}: {status:#?}");
+    }
+    let proc = PathBuf::from(format!("/proc/{pid}"));
     ensure!(fs::read(proc.join("environ"))?.is_empty(), "it has an environment");
     ensure!(fs::read_to_string(proc.join("oom_score_adj"))?.trim() == "1000", "it is not the first to go");
     let limits = fs::read_to_string(proc.join("limits"))?;
@@ -143,39 +172,40 @@ fn walls(bed: &Bed, kind: Kind) -> anyhow::Result<()> {
         let line = limits.lines().find(|line| line.starts_with(name)).context("a limit")?;
         ensure!(line[26..].split_whitespace().take(2).all(|found| found == value), "{line}");
     }
+    Ok(())
+}
+
+/// How many descriptors of each kind it holds.
+fn descriptors(pid: u32) -> anyhow::Result<BTreeMap<String, usize>> {
     let mut fds = BTreeMap::new();
-    for entry in fs::read_dir(proc.join("fd"))? {
-        let entry = entry?;
-        let target = fs::read_link(entry.path())?.display().to_string();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let target = fs::read_link(entry?.path())?.display().to_string();
         let kind = target.split_once(':').map_or(target.as_str(), |(kind, _)| kind).to_owned();
         *fds.entry(kind).or_insert(0) += 1;
     }
-    // Its streams, its socket, the pipe, the file of its asks, its folder (twice: one is a name only).
-    let files = fds.remove("/memfd").unwrap_or(0);
-    ensure!(files == 1, "{fds:?}");
-    let others: Vec<_> =
-        fds.keys().filter(|kind| !["/dev/null", "socket", "pipe", "/"].contains(&kind.as_str())).collect();
-    ensure!(others.is_empty(), "it holds {others:?}: {fds:?}");
-    ensure!(
-        fds.get("/dev/null") == Some(&3) && fds.get("socket") == Some(&1) && fds.get("pipe") == Some(&1),
-        "{fds:?}"
-    );
-    ensure!(fds.get("/").is_some_and(|count| *count <= 2), "{fds:?}");
-    ensure!(slow.molt.status()?["degraded"] == json!([]), "{}", slow.molt.status()?["degraded"]);
-    slow.molt.expect(0, &["cancel"])?;
-    slow.ends_with(&mut update, 1)
+    Ok(fds)
+}
+
+fn expected(kinds: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    kinds.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect()
 }
 
 fn killed(bed: &Bed) -> anyhow::Result<()> {
-    for (signal, word) in [(Signal::SIGKILL, "was killed (SIGKILL)"), (Signal::SIGSEGV, "crashed (signal 11)")] {
+    let unpacker: fn(Pair) -> u32 = |pair| pair.unpacker;
+    let decoder: fn(Pair) -> u32 = |pair| pair.decoder;
+    for (who, signal, words) in [
+        (unpacker, Signal::SIGKILL, "its unpacker was killed (SIGKILL)"),
+        (unpacker, Signal::SIGSEGV, "its unpacker crashed (signal 11)"),
+        (decoder, Signal::SIGKILL, "its decoder was killed (SIGKILL)"),
+    ] {
         let slow = slow(bed, Kind::Light, "5m")?;
-        let (mut update, pid) = slow.begin()?;
-        kill(Pid::from_raw(i32::try_from(pid)?), signal)?;
+        let (mut update, pair) = slow.begin()?;
+        kill(Pid::from_raw(i32::try_from(who(pair))?), signal)?;
         slow.ends_with(&mut update, 1)?;
         let last = slow.molt.last()?;
         let message = last["message"].as_str().context("a message")?;
         ensure!(last["outcome"] == "aborted" && message.contains("unpack layer sha256:"), "{last:#}");
-        ensure!(message.contains(word) && last["reason"] == "unpacker-failed", "{last:#}");
+        ensure!(message.contains(words) && last["reason"] == "unpacker-failed", "{last:#}");
         // The registry was never at fault, and the image is not a bad one.
         slow.molt.expect(0, &["update", &slow.proxy.reference("small:v2")])?;
         slow.molt.serves("v2", 2)?;
@@ -185,8 +215,8 @@ fn killed(bed: &Bed) -> anyhow::Result<()> {
 
 fn stopped(bed: &Bed) -> anyhow::Result<()> {
     let slow = slow(bed, Kind::Light, "8s")?;
-    let (mut update, pid) = slow.begin()?;
-    kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGSTOP)?;
+    let (mut update, pair) = slow.begin()?;
+    kill(Pid::from_raw(i32::try_from(pair.unpacker)?), Signal::SIGSTOP)?;
     slow.ends_with(&mut update, 1)?;
     ensure!(!slow.layer.is_empty() && slow.molt.last()?["reason"] == "deadline-exceeded", "{:#}", slow.molt.last()?);
     Ok(())

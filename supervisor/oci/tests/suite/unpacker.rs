@@ -313,6 +313,16 @@ fn the_cause_is_told_and_not_what_the_other_makes_of_it() {
 }
 
 #[test]
+fn who_decodes_is_waited_for_when_its_bytes_end_too_soon() {
+    let place = Place::new();
+    Image::new(&[packed(&Tar::new().file("file", "1").end())]).layout(&place.path("layout"));
+    let late = Unpacker::new(fs::File::open(example("late")).unwrap().as_fd(), |_| None).unwrap();
+    let error = fetch(&place, Arc::new(late)).unwrap_err().to_string();
+    assert!(error.contains("its decoder ended with status 3 and without a verdict"), "{error}");
+    place.assert_clean();
+}
+
+#[test]
 fn a_stopped_one_is_given_up() {
     let limits = Limits { unpack_stall: Duration::from_secs(2), ..Limits::default() };
     for who in [Who::Unpacker, Who::Decoder] {
