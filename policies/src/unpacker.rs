@@ -1,4 +1,4 @@
-//! The system calls that the unpacker of a layer makes, and no others.
+//! The system calls that the unpacker and the decoder of a layer make, and no others.
 //!
 //! In: the table below. Out: programs for it to load, in order. Must not: hold a call that opens a socket, makes or
 //! touches a process, changes a mount, or takes a descriptor it did not ask for.
@@ -143,9 +143,22 @@ mod tests {
         }
     }
 
+    /// It has its pipes and its memory: nothing else can be named.
+    #[test]
+    fn who_decodes_has_no_call_that_takes_a_name_or_makes_a_descriptor() {
+        for name in DECODES {
+            assert!(ALLOWED.iter().any(|(known, _)| known == name), "{name} is in no table");
+        }
+        let named =
+            ["open", "stat", "mk", "link", "chown", "chmod", "attr", "rename", "utime", "fcntl", "dup", "dents"];
+        let found: Vec<_> = DECODES.iter().filter(|call| named.iter().any(|part| call.contains(part))).collect();
+        assert!(found.is_empty(), "{found:?}");
+    }
+
     #[test]
     fn the_programs_compile_and_fit() {
-        let programs = unpacker(2).unwrap();
-        assert!(programs.iter().all(|program| program.len() < 4096));
+        for programs in [unpacker(2).unwrap(), decoder(2).unwrap()] {
+            assert!(programs.iter().all(|program| program.len() < 4096));
+        }
     }
 }

@@ -28,7 +28,7 @@ pub enum Code {
     ManifestInvalid,
     /// A layer is malformed or hostile.
     LayerInvalid,
-    /// The confined process that unpacks a layer was killed, hung, or could not be confined.
+    /// A confined process that decodes or unpacks a layer was killed, hung, or could not be confined.
     UnpackerFailed,
     /// The image is not for this platform.
     WrongPlatform,

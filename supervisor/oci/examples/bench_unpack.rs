@@ -1,10 +1,10 @@
-//! What unpacking in a process of its own costs: the same layout into a fresh store, by confined unpackers and in this
-//! process, by turns.
+//! What unpacking in processes of its own costs: the same layout into a fresh store, by confined decoders and unpackers and
+//! in this process, by turns.
 //!
 //! In: `bench_unpack FILES BYTES gzip|zstd DIR ROUNDS UNPACKER`: a layer of so many files of so many bytes each is made; or
 //! `bench_unpack LAYOUT DIR ROUNDS UNPACKER`: the image of an OCI layout. DIR is a folder for stores, UNPACKER the example
 //! `unpacker` or Molt's own file. Out: the medians and minima of both, the
-//! median of the ratios of neighbours, and the most memory (PSS) that an unpacker was seen to have. Must not: count the
+//! median of the ratios of neighbours, and the most memory (PSS) that the confined processes were seen to have together. Must not: count the
 //! removal of a store.
 
 use std::{
@@ -22,6 +22,7 @@ use std::{
 
 use molt_core::ids::{Digest, ImageRef};
 use molt_oci::{Client, Limits, Platform, Registries, Store, unpacker::Unpacker};
+use nix::sys::resource::{UsageWho, getrusage};
 use sha2::Digest as _;
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
@@ -83,7 +84,7 @@ fn main() -> Fallible<()> {
     }
     let (ratio, best, cpu) = (middle(&ratios), least(&ours) / least(&theirs), middle(&ours_cpu) / middle(&theirs_cpu));
     println!("ratio of neighbours {ratio:.3}, of the least {best:.3}, of processor time {cpu:.3}");
-    println!("most memory of an unpacker seen: {memory} kB (PSS)");
+    println!("most memory of confined processes seen: {memory} kB (PSS)");
     Ok(())
 }
 
@@ -165,34 +166,38 @@ fn once(client: &Client, reference: &ImageRef, dir: &Path) -> Fallible<Took> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let took = runtime.block_on(async {
         let resolved = client.resolve(reference, &Platform::host(), &()).await?;
-        let (start, before) = (Instant::now(), processor());
+        let (start, before) = (Instant::now(), processor()?);
         client.fetch(&resolved, &store, &()).await?;
-        Ok::<_, Box<dyn Error>>(Took { wall: start.elapsed().as_secs_f64() * 1e3, cpu: processor() - before })
+        Ok::<_, Box<dyn Error>>(Took { wall: start.elapsed().as_secs_f64() * 1e3, cpu: processor()? - before })
     })?;
     fs::remove_dir_all(&folder)?;
     Ok(took)
 }
 
-/// Processor time so far in milliseconds, from proc_pid_stat(5): utime, stime, cutime, cstime, in ticks of 10 ms.
-fn processor() -> f64 {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks = after_name.split_whitespace().skip(11).take(4).filter_map(|field| field.parse::<f64>().ok());
-    ticks.sum::<f64>() * 10.0
+/// Processor time so far in milliseconds, of this process and of those it waited for. getrusage(2).
+fn processor() -> Fallible<f64> {
+    let mut all = 0.0;
+    for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
+        let usage = getrusage(who)?;
+        for time in [usage.user_time(), usage.system_time()] {
+            all += time.tv_sec() as f64 * 1e3 + time.tv_usec() as f64 / 1e3;
+        }
+    }
+    Ok(all)
 }
 
-/// The most kilobytes that a process of `program` was seen to have for itself, until it is over.
+/// The most kilobytes that the processes of `program` were seen to have for themselves, until it is over.
 fn most_memory(program: &Path, over: &AtomicBool) -> u64 {
     let program = fs::canonicalize(program).unwrap_or_default();
     let mut most = 0;
     while !over.load(Ordering::Relaxed) {
         let processes = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok).map(|item| item.path());
-        for process in processes.filter(|process| fs::read_link(process.join("exe")).is_ok_and(|exe| exe == program)) {
-            let rollup = fs::read_to_string(process.join("smaps_rollup")).unwrap_or_default();
-            let pss =
-                rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse().ok());
-            most = most.max(pss.unwrap_or(0));
-        }
+        let ours = processes.filter(|process| fs::read_link(process.join("exe")).is_ok_and(|exe| exe == program));
+        let memory = |process: PathBuf| -> Option<u64> {
+            let rollup = fs::read_to_string(process.join("smaps_rollup")).ok()?;
+            rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse().ok())
+        };
+        most = most.max(ours.filter_map(memory).sum());
     }
     most
 }

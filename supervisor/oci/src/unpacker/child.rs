@@ -55,7 +55,7 @@ pub fn run() -> ! {
     // What is wrong in this program is a verdict too: unwinding or a signal would say less.
     let voice = Arc::clone(&control);
     std::panic::set_hook(Box::new(move |panic| {
-        say(&voice, &Said::Failed(Fault::Internal { why: format!("its unpacker failed: {panic}") }));
+        say(&voice, &Said::Failed(Fault::Internal { why: format!("what unpacks it failed: {panic}") }));
         exit_now(101)
     }));
     let status = match work(&control) {
@@ -116,18 +116,30 @@ fn decode(packed: File, mut plain: File, packing: Packing, limits: &Limits) -> R
     let mut stream = Plain::new(BufReader::with_capacity(BUFFER, packed), packing, limits)?;
     let mut piece = vec![0; BUFFER];
     loop {
-        let count = match stream.read(&mut piece) {
-            Ok(0) => return Ok(Said::Decoded { plain: stream.finish()? }),
-            Ok(count) => count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) => return Err(stream_error("read the tar stream", error)),
-        };
+        let count = fill(&mut stream, &mut piece).map_err(|error| stream_error("read the tar stream", error))?;
+        if count == 0 {
+            return Ok(Said::Decoded { plain: stream.finish()? });
+        }
         match plain.write_all(piece.get(..count).unwrap_or_default()) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(Said::Unread),
             Err(source) => return Err(Error::Store { operation: "pass on what was decoded".to_owned(), source }),
         }
     }
+}
+
+/// Reads until `out` is full or nothing is left: what is written then depends on the bytes, not on when they came.
+fn fill(source: &mut impl Read, out: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while let Some(free) = out.get_mut(filled..).filter(|free| !free.is_empty()) {
+        match source.read(free) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 /// The plain bytes, and whether all were read.
@@ -138,8 +150,8 @@ struct Ending {
 
 impl Read for Ending {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.pipe.read(out)?;
-        self.reached |= count == 0 && !out.is_empty();
+        let count = fill(&mut self.pipe, out)?;
+        self.reached |= count < out.len();
         Ok(count)
     }
 }

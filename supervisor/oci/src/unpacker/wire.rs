@@ -125,7 +125,7 @@ impl Fault {
                 let reason =
                     if errno == 0 { String::new() } else { format!(": {}", io::Error::from_raw_os_error(errno)) };
                 let why = format!(
-                    "its unpacker could not be confined, and so was not started: {} {}{reason}",
+                    "what unpacks it could not be confined, and so was not started: {} {}{reason}",
                     clean(&step),
                     clean(&detail)
                 );
