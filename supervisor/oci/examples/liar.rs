@@ -43,7 +43,7 @@ fn plant(control: &OwnedFd, folder: OwnedFd) -> Result<(), Box<dyn Error>> {
 
 /// Whatever the bytes hash to, it is what they name.
 fn claim(control: &OwnedFd, packed: &OwnedFd) -> Result<(), Box<dyn Error>> {
-    let missing = sealed(control, &Limits::default(), true)?;
+    let missing = sealed(control, &Limits::default())?;
     say(control, &json!({"Ready": {"missing": missing}}))?;
     let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
     loop {

@@ -1,6 +1,6 @@
-//! Goes behind the walls of an unpacker (`confined`) or of a decoder (`sealed`, and without its filter `unfiltered`), tries
-//! one thing, and says what came of it: `ok`, or the error. `free` does the same without walls, so that it is seen that they
-//! make the difference.
+//! Goes behind the walls of an unpacker (`confined`) or of a decoder (`sealed`, and without its filter `unfiltered`),
+//! tries one thing, and says what came of it: `ok`, or the error. `free` does the same without walls, so that it is seen
+//! that they make the difference.
 //!
 //! In: `prisoner free|confined|sealed|unfiltered FOLDER LOWER OUTSIDE WHAT`, a socket on descriptor 0. Out: one line. The suites run it.
 
@@ -44,7 +44,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             (folder, lower) = (own, lowers.pop().ok_or("no lower folder")?);
             missing
         } else {
-            unpacker::sealed(&control, &limits, how == "sealed")?
+            let walls = if how == "sealed" { unpacker::sealed } else { unpacker::enclosed };
+            walls(&control, &limits)?
         };
         if !missing.is_empty() {
             return Err(missing.join("; ").into());

@@ -74,7 +74,7 @@ pub struct Limits {
     pub connect: Duration,
     /// Without a byte.
     pub stall: Duration,
-    /// Without a sign of life from an unpacker: it takes no byte and uses no processor time.
+    /// Without a sign of life from the processes of a layer: no byte is taken and no processor time used.
     pub unpack_stall: Duration,
     /// For manifest, config and tokens together, whatever trickles in meanwhile.
     pub resolve: Duration,

@@ -174,7 +174,8 @@ pub enum Error {
         /// The deadline.
         after: Duration,
     },
-    /// A confined process that decodes or unpacks a layer did not do its work: it was killed, hung, or could not be confined.
+    /// A confined process that decodes or unpacks a layer did not do its work: it was killed, hung, or could not be
+    /// confined.
     #[error("unpack layer {layer}: {why}")]
     Unpacker {
         /// The layer.

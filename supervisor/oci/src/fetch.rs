@@ -46,7 +46,7 @@ use crate::{
     thread,
 };
 
-/// Pieces on their way from the socket to the unpacker, for each layer.
+/// Pieces on their way from the socket to the decoder, for each layer.
 const PIECES: usize = 32;
 const BUFFER: usize = 256 << 10;
 const TICK: Duration = Duration::from_millis(100);
@@ -320,12 +320,12 @@ impl Client {
             let sender = sender;
             let pumping = pin!(pump(&self.registry, from.endpoints, wanted, &sender, &from.mirrored, progress, report));
             let waking = pin!(async {
-                // A worker that waits for the network sees neither its unpacker end nor the store fill up. Where the
-                // channel has no room it does not wait.
-                if self.unpacker.is_some() {
-                    wake(pin!(switch.ended()), || drop(sender.try_send(Bytes::new()))).await;
+                // A worker that waits for the network sees neither its processes end nor the store fill up. Where the
+                // channel has no room it does not wait yet.
+                if self.unpacker.is_none() {
+                    return std::future::pending::<Infallible>().await;
                 }
-                std::future::pending::<Infallible>().await
+                wake(pin!(switch.ended()), || drop(sender.try_send(Bytes::new()))).await
             });
             match select(pumping, waking).await {
                 Either::Left((pumped, _)) => pumped,
@@ -447,12 +447,15 @@ pub(crate) fn present(resolved: &Resolved, store: &Store) -> Vec<Option<LayerId>
     names
 }
 
-/// Calls `wake` now and then until `ended`, and a last time then.
-async fn wake(mut ended: Pin<&mut impl Future<Output = ()>>, wake: impl Fn()) {
+/// Calls `wake` now and then, and as soon as something has `ended`.
+async fn wake(mut ended: Pin<&mut impl Future<Output = ()>>, wake: impl Fn()) -> Infallible {
     while tokio::time::timeout(TICK, &mut ended).await.is_err() {
         wake();
     }
-    wake();
+    loop {
+        wake();
+        tokio::time::sleep(TICK).await;
+    }
 }
 
 /// Folders of the layers below, nearest first, published or about to be.

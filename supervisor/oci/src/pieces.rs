@@ -54,7 +54,7 @@ impl BufRead for Pieces {
     }
 }
 
-/// Ends the unpacker and stops its reader when the fetch is dropped.
+/// Ends the processes of the layer and stops its reader when the fetch is dropped.
 #[derive(Default)]
 pub(crate) struct Stop(pub(crate) Arc<Switch>);
 

@@ -53,7 +53,7 @@ impl Meta {
     }
 }
 
-/// Unpacks `stream` into `root`, which must be empty and nobody else's. Gives the stream back, at the end of the tar.
+/// Unpacks `stream` into `root`, which must be empty and nobody else's, up to the end of the tar.
 pub(crate) fn apply<R: Read>(stream: &mut R, root: OwnedFd, limits: &Limits) -> Result<Asks> {
     let mut tar = TarReader::new(stream, limits);
     let mut applier = Applier {

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Unpacks `source` into `root` and checks that it was what `promise` says. Gives what it asks of the layers below. In the
-/// process that calls it: the product does this in a process of its own, [`crate::unpacker`].
+/// process that calls it: the product does this in processes of their own, [`crate::unpacker`].
 pub(crate) fn unpack(source: impl BufRead, root: OwnedFd, promise: Promise, options: Options<'_>) -> Result<Asks> {
     // Of the whole process, as for one that does nothing else.
     rustix::process::umask(apply::UMASK);

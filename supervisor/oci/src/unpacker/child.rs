@@ -55,7 +55,7 @@ pub fn run() -> ! {
     // What is wrong in this program is a verdict too: unwinding or a signal would say less.
     let voice = Arc::clone(&control);
     std::panic::set_hook(Box::new(move |panic| {
-        say(&voice, &Said::Failed(Fault::Internal { why: format!("what unpacks it failed: {panic}") }));
+        say(&voice, &Said::Failed(Fault::Internal { why: format!("failed: {panic}") }));
         exit_now(101)
     }));
     let status = match work(&control) {
@@ -94,7 +94,7 @@ fn work(control: &OwnedFd) -> Result<Said, Fault> {
     match job {
         Job::Check | Job::Decode(_) => Ok(Said::Settled),
         Job::Unpack => {
-            let mut plain = Ending { pipe: next()?, reached: false };
+            let mut plain = Ending { pipe: next()?, left: limits.layer_bytes, reached: false };
             match unpack(&mut plain, next()?, reach, &limits) {
                 Ok(rest) => Ok(Said::Unpacked { rest }),
                 Err(error) if plain.reached => Ok(Said::Short(error.into())),
@@ -142,9 +142,10 @@ fn fill(source: &mut impl Read, out: &mut [u8]) -> std::io::Result<usize> {
     Ok(filled)
 }
 
-/// The plain bytes, and whether all were read.
+/// The plain bytes, how many more there may be, and whether all were read. Who decodes them counts, too, and may lie.
 struct Ending {
     pipe: File,
+    left: u64,
     reached: bool,
 }
 
@@ -152,6 +153,8 @@ impl Read for Ending {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
         let count = fill(&mut self.pipe, out)?;
         self.reached |= count < out.len();
+        self.left =
+            self.left.checked_sub(count as u64).ok_or_else(|| std::io::Error::other("more than a layer may have"))?;
         Ok(count)
     }
 }

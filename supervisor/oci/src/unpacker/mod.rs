@@ -10,7 +10,7 @@
 //! something of them.
 
 mod child;
-mod line;
+mod pipeline;
 mod process;
 mod walls;
 pub(crate) mod wire;
@@ -33,7 +33,7 @@ use rustix::{
 pub(crate) use self::process::Switch;
 pub use self::{
     child::run,
-    walls::{prisoner, sealed},
+    walls::{enclosed, prisoner, sealed},
 };
 use self::{
     process::{Process, Task},
@@ -43,6 +43,7 @@ use crate::{
     config::Limits,
     error::{Error, Result},
     layer::{
+        decode::Packing,
         packed::{Hashed, Promise},
         tree::XattrNamespace,
     },
@@ -52,7 +53,7 @@ use crate::{
 
 /// The word after the program's name that makes `main` call [`run`].
 pub const ENTRY: &CStr = c"--unpack-layer";
-/// The descriptor on which the unpacker finds its socket; below it is `/dev/null`, three times.
+/// The descriptor on which such a process finds its socket; below it is `/dev/null`, three times.
 const CONTROL: i32 = 3;
 
 /// How a process ended.
@@ -67,7 +68,7 @@ pub enum Ended {
 /// Asks how a child ended that somebody else has reaped.
 type Reaped = Box<dyn Fn(Pid) -> Option<Ended> + Send + Sync>;
 
-/// Starts unpackers.
+/// Starts decoders and unpackers.
 pub struct Unpacker {
     /// The file that `path` names; held, so that it stays what it is.
     _program: OwnedFd,
@@ -117,20 +118,27 @@ impl Unpacker {
         Ok(Self { _program: program, path, null, reaped: Box::new(reaped), missing: Mutex::default() })
     }
 
-    /// Builds the walls around an unpacker that does nothing, with `folder` as its own, and says which could not be had.
+    /// Builds the walls around an unpacker with `folder` as its own and around a decoder, which do nothing, and says which
+    /// could not be had.
     pub fn check(&self, folder: BorrowedFd<'_>) -> Result<Vec<String>> {
-        let task = Task {
-            layer: DiffId(crate::layer::decode::digest_of(b"")),
-            job: Job::Check,
-            xattrs: XattrNamespace::User,
-            limits: &Limits::default(),
-            fds: &[folder],
-            lowers: &[],
-        };
-        let switch = Switch::default();
-        let process = Process::start(self, &switch, None, &task)?;
-        let missing = process.confined()?;
-        process.verdict().map(|_| missing)
+        let null = self.null.as_fd();
+        let mut all = Vec::new();
+        for (job, fds) in [(Job::Check, &[folder][..]), (Job::Decode(Packing::Tar), &[null, null][..])] {
+            let task = Task {
+                layer: DiffId(crate::layer::decode::digest_of(b"")),
+                job,
+                xattrs: XattrNamespace::User,
+                limits: &Limits::default(),
+                fds,
+                lowers: &[],
+            };
+            let switch = Switch::default();
+            let process = Process::start(self, &switch, None, &task)?;
+            let missing = process.confined()?;
+            process.verdict()?;
+            all.extend(missing.into_iter().filter(|wall| !all.contains(wall)).collect::<Vec<_>>());
+        }
+        Ok(all)
     }
 
     /// Walls that unpackers could not build so far, in words; none is told twice.
@@ -159,7 +167,7 @@ impl Unpacker {
     ) -> Result<Unpacked> {
         let asks = asks_file(limits)?;
         let mut source = Hashed::new(source);
-        let said = line::run(self, &mut source, &staged, promise, limits, switch, &asks);
+        let said = pipeline::run(self, &mut source, &staged, promise, limits, switch, &asks);
         let said = said.map(|(plain, rest)| (plain, Left { rest, asks }));
         let left = promise.judge(source, said)?;
         if left.rest == Rest::Marks {

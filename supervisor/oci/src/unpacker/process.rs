@@ -27,7 +27,7 @@ use tokio::{
 
 use super::{
     ENTRY, Ended, Unpacker,
-    wire::{Job, Order, Said, VERSION},
+    wire::{Fault, Job, Order, Said, VERSION},
 };
 use crate::{
     config::Limits,
@@ -42,6 +42,8 @@ const LOOK: Duration = Duration::from_millis(50);
 const CONFINED_WITHIN: Duration = Duration::from_secs(30);
 /// Until a process that was killed is gone; longer only where the kernel itself hangs.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
+/// From the end of its socket to its own: longer only where it has something to hide, or a lot of memory to give back.
+const SILENT_FOR: Duration = Duration::from_secs(5);
 /// Lower layers in one message.
 const LOWERS: usize = 64;
 
@@ -119,8 +121,7 @@ pub(super) struct Task<'a> {
 /// A confined process.
 pub(super) struct Process<'a> {
     layer: DiffId,
-    /// What it is called in a message.
-    name: &'static str,
+    job: Job,
     stall: Duration,
     reserve: Option<&'a Reserve<'a>>,
     unpacker: &'a Unpacker,
@@ -140,16 +141,17 @@ pub(super) enum Woken {
 }
 
 impl<'a> Process<'a> {
-    /// Starts a process and gives it its order. It must leave `reserve` free; none where it writes nothing.
+    /// Starts a process and gives it its order. While it is watched `reserve` must stay free; none where nothing is written.
     pub(super) fn start(
         unpacker: &'a Unpacker,
         switch: &'a Switch,
         reserve: Option<&'a Reserve<'a>>,
         task: &Task<'_>,
     ) -> Result<Self> {
-        let (layer, name) = (task.layer, task.job.name());
+        let (layer, job) = (task.layer, task.job);
         reserve.map_or(Ok(()), Reserve::check)?;
-        let failed = |why: String| Error::Unpacker { layer, why: format!("its {name} could not be started: {why}") };
+        let failed =
+            |why: String| Error::Unpacker { layer, why: format!("its {} could not be started: {why}", job.name()) };
         let (control, theirs) = molt_sys::socket::pair().map_err(|error| failed(error.to_string()))?;
         let null = unpacker.null.as_fd();
         let pid = spawn(&unpacker.path, &[c"molt", ENTRY], &[null, null, null, theirs.as_fd()])
@@ -158,8 +160,8 @@ impl<'a> Process<'a> {
         let pidfd = Arc::new(pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| failed(errno.to_string()))?);
         switch.register(&pidfd);
         let stall = task.limits.unpack_stall;
-        let process = Self { layer, name, stall, reserve, unpacker, switch, pid, pidfd, control };
-        let order = Order { version: VERSION, job: task.job, xattrs: task.xattrs, limits: task.limits.clone() };
+        let process = Self { layer, job, stall, reserve, unpacker, switch, pid, pidfd, control };
+        let order = Order { version: VERSION, job, xattrs: task.xattrs, limits: task.limits.clone() };
         let order = serde_json::to_vec(&order).map_err(|error| failed(error.to_string()))?;
         process.send(&order, task.fds)?;
         for some in task.lowers.chunks(LOWERS) {
@@ -173,7 +175,7 @@ impl<'a> Process<'a> {
     pub(super) fn confined(&self) -> Result<Vec<String>> {
         match self.hear(CONFINED_WITHIN)? {
             Said::Ready { missing } => Ok(missing.iter().take(16).map(|wall| super::wire::clean(wall)).collect()),
-            Said::Failed(fault) => Err(fault.into_error(self.layer)),
+            Said::Failed(fault) => Err(self.failed(fault)),
             other => Err(self.nonsense(&other)),
         }
     }
@@ -188,7 +190,7 @@ impl<'a> Process<'a> {
     }
 
     fn error(&self, why: impl std::fmt::Display) -> Error {
-        Error::Unpacker { layer: self.layer, why: format!("its {} {why}", self.name) }
+        Error::Unpacker { layer: self.layer, why: format!("its {} {why}", self.job.name()) }
     }
 
     /// The error for a word that is not one of those that may come now.
@@ -205,10 +207,22 @@ impl<'a> Process<'a> {
         self.error(format!("said '{word}' where that makes no sense"))
     }
 
+    /// What it says went wrong.
+    pub(super) fn failed(&self, fault: Fault) -> Error {
+        match (self.job, fault) {
+            (Job::Decode(_), Fault::NoSpace { .. } | Fault::UnmappedOwner { .. }) => {
+                self.error("said something of files, of which it knows none")
+            }
+            (job, fault) => fault.into_error(self.layer, job.name()),
+        }
+    }
+
     /// The verdict on the job.
     pub(super) fn verdict(&self) -> Result<Said> {
         match self.hear(self.stall)? {
-            Said::Failed(fault) => Err(fault.into_error(self.layer)),
+            Said::Failed(fault) => Err(self.failed(fault)),
+            // What is missing may be why.
+            short @ Said::Short(_) => Ok(short),
             ready @ Said::Ready { .. } => Err(self.nonsense(&ready)),
             said => self.reserve.map_or(Ok(()), Reserve::check).map(|()| said),
         }
@@ -238,8 +252,12 @@ impl<'a> Process<'a> {
 
     /// The error for a process that went away without a verdict.
     fn died(&self) -> Error {
-        // Its socket is closed before it is a zombie.
-        let ended = self.gone(GONE_WITHIN);
+        // Its socket is closed before it is a zombie; one that closed it and lives on is ended here.
+        let ended = self.gone(SILENT_FOR).or_else(|| {
+            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+            self.gone(GONE_WITHIN);
+            None
+        });
         if self.switch.is_off() {
             return Error::Unpacker { layer: self.layer, why: "nobody waits for it any more".to_owned() };
         }
@@ -311,7 +329,10 @@ pub(super) fn watch(processes: &[&Process<'_>], pipe: Option<&OwnedFd>, within: 
         if now != before {
             (moved, before) = (Instant::now(), now);
         } else if moved.elapsed() >= within {
-            return Err(first.error(format!("made no progress for {} s and was killed", within.as_secs_f64())));
+            let names: Vec<_> = processes.iter().map(|process| process.job.name()).collect();
+            let (names, was) = (names.join(" and its "), if names.len() > 1 { "were" } else { "was" });
+            let why = format!("its {names} made no progress for {} s and {was} killed", within.as_secs_f64());
+            return Err(Error::Unpacker { layer: first.layer, why });
         }
     }
 }

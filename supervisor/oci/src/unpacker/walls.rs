@@ -48,7 +48,7 @@ pub(super) struct Reach {
 const OOM_SCORE: &str = "1000";
 /// Folders that are open at once: the cache, the walk of a path, and two for each lower layer.
 const DESCRIPTORS: u64 = 1024;
-/// Heap, stack and the program itself, beside the window of zstd and the names that are kept.
+/// Heap, stack and the program itself, beside what the job itself takes.
 const MEMORY: u64 = 128 << 20;
 
 /// Which part of root's power an unpacker keeps.
@@ -67,7 +67,8 @@ const MARK: CapabilitySet = UNPACK.union(CapabilitySet::SYS_ADMIN);
 /// Everything that takes rights away.
 pub(super) fn build(control: &OwnedFd, reach: Reach, limits: &Limits, power: Power) -> Step<(Reach, Vec<String>)> {
     let mut missing = Vec::new();
-    bound(control, limits, &mut missing)?;
+    // The names that are kept, at most.
+    bound(control, limits, (limits.deferred_bytes as u64).saturating_mul(4), &mut missing)?;
     umask(UMASK);
     let folder = clone(&reach.folder, Attributes::NOSUID.and(Attributes::NODEV).and(Attributes::NOEXEC))?;
     let read_only = Attributes::NOSUID.and(Attributes::NODEV).and(Attributes::NOEXEC).and(Attributes::RDONLY);
@@ -91,15 +92,16 @@ pub(super) fn build(control: &OwnedFd, reach: Reach, limits: &Limits, power: Pow
 /// The same for a decoder, which reads one pipe and writes another: its filter has no call that takes a name or makes a
 /// descriptor. Before that all capabilities go, and Landlock lets no file be opened.
 pub(super) fn seal(control: &OwnedFd, limits: &Limits) -> Step<Vec<String>> {
-    let missing = close(control, limits)?;
+    let missing = enclose(control, limits)?;
     filter(molt_policy::unpacker::decoder)?;
     Ok(missing)
 }
 
 /// All walls of a decoder but its filter.
-fn close(control: &OwnedFd, limits: &Limits) -> Step<Vec<String>> {
+fn enclose(control: &OwnedFd, limits: &Limits) -> Step<Vec<String>> {
     let mut missing = Vec::new();
-    bound(control, limits, &mut missing)?;
+    bound(control, limits, 1u64.checked_shl(limits.zstd_window_log).unwrap_or(u64::MAX), &mut missing)?;
+    leave_network(&mut missing)?;
     give_up(control, CapabilitySet::empty())?;
     match kernel_abi()? {
         0 => missing.push("Landlock does not guard who decodes; its filter does".to_owned()),
@@ -125,7 +127,8 @@ fn filter(programs: impl Fn(u32) -> Result<Vec<Vec<u64>>, SeccompError>) -> Step
 }
 
 /// Puts the calling process, which must have one thread, behind the walls of an unpacker: for a program that tries them.
-/// With the capability of those that mark folders, so that nothing is refused for want of it alone. Gives the folder and the `lowers` back, and the walls that are missing.
+/// With the capability of those that mark folders, so that nothing is refused for want of it alone. Gives the folder and
+/// the `lowers` back, and the walls that are missing.
 pub fn prisoner(
     control: &OwnedFd,
     folder: OwnedFd,
@@ -138,21 +141,24 @@ pub fn prisoner(
     }
 }
 
-/// The same with the walls of a decoder. With `filtered` false its filter is left out, so that the others are seen.
-pub fn sealed(control: &OwnedFd, limits: &Limits, filtered: bool) -> Result<Vec<String>, String> {
-    let walls = if filtered { seal } else { close };
-    walls(control, limits).map_err(|failure| format!("{failure:?}"))
+/// The same with the walls of a decoder.
+pub fn sealed(control: &OwnedFd, limits: &Limits) -> Result<Vec<String>, String> {
+    seal(control, limits).map_err(|failure| format!("{failure:?}"))
 }
 
-/// Goes with PID 1, goes first when memory runs out, and takes no more than it may.
-fn bound(control: &OwnedFd, limits: &Limits, missing: &mut Vec<String>) -> Step<()> {
+/// The same without its filter, so that the others are seen.
+pub fn enclosed(control: &OwnedFd, limits: &Limits) -> Result<Vec<String>, String> {
+    enclose(control, limits).map_err(|failure| format!("{failure:?}"))
+}
+
+/// Goes with PID 1, goes first when memory runs out, and takes no more than it may: of memory `job` bytes beside what
+/// every process takes.
+fn bound(control: &OwnedFd, limits: &Limits, job: u64, missing: &mut Vec<String>) -> Step<()> {
     arm_death_signal(control)?;
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
         missing.push(format!("when memory runs out it is not the first to go (oom_score_adj: {error})"));
     }
-    let window = 1u64.checked_shl(limits.zstd_window_log).unwrap_or(u64::MAX);
-    let names = (limits.deferred_bytes as u64).saturating_mul(4);
-    set(Resource::As, window.saturating_add(names).saturating_add(MEMORY), "RLIMIT_AS")?;
+    set(Resource::As, job.saturating_add(MEMORY), "RLIMIT_AS")?;
     set(Resource::Fsize, limits.layer_bytes, "RLIMIT_FSIZE")?;
     set(Resource::Cpu, limits.deadline.as_secs().saturating_add(1), "RLIMIT_CPU")?;
     set(Resource::Nofile, DESCRIPTORS, "RLIMIT_NOFILE")?;
@@ -169,24 +175,38 @@ fn clone(folder: &OwnedFd, attributes: Attributes) -> Step<OwnedFd> {
     Ok(tree)
 }
 
-/// Namespaces of its own, and the folder as the root: Landlock does not see owners and modes being changed, but there is
-/// nothing else here that could be named.
-fn separate(folder: OwnedFd, missing: &mut Vec<String>) -> Step<()> {
-    let own = |flags| match unshare_namespaces(flags) {
+const NETWORK: UnshareFlags = UnshareFlags::NEWNET;
+const IPC_AND_UTS: UnshareFlags = UnshareFlags::NEWIPC.union(UnshareFlags::NEWUTS);
+
+/// Namespaces of its own; false where they cannot be had.
+fn unshare(flags: UnshareFlags) -> Step<bool> {
+    match unshare_namespaces(flags) {
         Ok(()) => Ok(true),
         Err(error) if matches!(error.errno, Errno::PERM | Errno::NOSPC | Errno::INVAL | Errno::NOSYS) => Ok(false),
         Err(error) => Err(error).at("unshare", format!("{flags:?}")),
-    };
-    let (mounts, network) = (UnshareFlags::NEWNS, UnshareFlags::NEWNET);
-    let rest = UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    let mut separate = own(mounts | network | rest)?;
-    if !separate {
-        for (flags, name) in [(network, "network"), (rest, "IPC and UTS")] {
-            if !own(flags)? {
-                missing.push(format!("no {name} namespace of its own; its filter has no call that would use one"));
-            }
+    }
+}
+
+/// A network without anything in it, and no IPC object or host name of others.
+fn leave_network(missing: &mut Vec<String>) -> Step<()> {
+    if unshare(NETWORK | IPC_AND_UTS)? {
+        return Ok(());
+    }
+    for (flags, name) in [(NETWORK, "network"), (IPC_AND_UTS, "IPC and UTS")] {
+        if !unshare(flags)? {
+            missing.push(format!("no {name} namespace of its own; its filter has no call that would use one"));
         }
-        separate = own(mounts)?;
+    }
+    Ok(())
+}
+
+/// Namespaces of its own, and the folder as the root: Landlock does not see owners and modes being changed, but there is
+/// nothing else here that could be named.
+fn separate(folder: OwnedFd, missing: &mut Vec<String>) -> Step<()> {
+    let mut separate = unshare(UnshareFlags::NEWNS | NETWORK | IPC_AND_UTS)?;
+    if !separate {
+        leave_network(missing)?;
+        separate = unshare(UnshareFlags::NEWNS)?;
     }
     if separate {
         root::attach(&folder)?;

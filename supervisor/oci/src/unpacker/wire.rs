@@ -1,7 +1,7 @@
-//! What PID 1 and an unpacker say to each other: an order, whether the walls stand, a verdict.
+//! What PID 1 and a decoder or unpacker say to each other: an order, whether the walls stand, a verdict.
 //!
-//! In: values of this crate. Out: the same as bounded JSON. Must not: let text of an unpacker reach a message unescaped, or
-//! hold more than one datagram does.
+//! In: values of this crate. Out: the same as bounded JSON. Must not: let text of such a process reach a message unescaped,
+//! or hold more than one datagram does.
 
 use std::io;
 
@@ -16,7 +16,7 @@ use crate::{
 
 /// Both sides are the same file; this finds out when they are not.
 pub(super) const VERSION: u32 = 2;
-/// Longest text of an unpacker that is shown.
+/// Longest text of such a process that is shown.
 const TEXT: usize = 1024;
 
 /// One job, with its descriptors: the folder it works on, then those of the job.
@@ -106,14 +106,14 @@ impl From<Error> for Fault {
             Error::Store { operation, source } => {
                 Self::Store { operation, errno: source.raw_os_error().unwrap_or(rustix::io::Errno::IO.raw_os_error()) }
             }
-            other => Self::Internal { why: other.to_string() },
+            other => Self::Internal { why: format!("failed: {other}") },
         }
     }
 }
 
 impl Fault {
-    /// The same as an error about `layer`.
-    pub(super) fn into_error(self, layer: DiffId) -> Error {
+    /// The same as an error about `layer`, told by the process of this name.
+    pub(super) fn into_error(self, layer: DiffId, name: &str) -> Error {
         match self {
             Self::Layer { why } => Error::Layer { layer: Some(layer), why: clean(&why), source: None },
             Self::NoSpace { operation, why } => Error::NoSpace { operation: clean(&operation), why: clean(&why) },
@@ -125,13 +125,13 @@ impl Fault {
                 let reason =
                     if errno == 0 { String::new() } else { format!(": {}", io::Error::from_raw_os_error(errno)) };
                 let why = format!(
-                    "what unpacks it could not be confined, and so was not started: {} {}{reason}",
+                    "its {name} could not be confined, and so was not started: {} {}{reason}",
                     clean(&step),
                     clean(&detail)
                 );
                 Error::Unpacker { layer, why }
             }
-            Self::Internal { why } => Error::Unpacker { layer, why: clean(&why) },
+            Self::Internal { why } => Error::Unpacker { layer, why: format!("its {name} {}", clean(&why)) },
         }
     }
 }
@@ -140,7 +140,7 @@ impl Fault {
 #[cfg(feature = "fuzzing")]
 pub(crate) fn shown(bytes: &[u8], layer: DiffId) -> Option<String> {
     match serde_json::from_slice::<Said>(bytes).ok()? {
-        Said::Failed(fault) | Said::Short(fault) => Some(fault.into_error(layer).to_string()),
+        Said::Failed(fault) | Said::Short(fault) => Some(fault.into_error(layer, "unpacker").to_string()),
         Said::Ready { missing } => Some(missing.iter().map(|text| clean(text)).collect()),
         Said::Decoded { .. } | Said::Unread | Said::Unpacked { .. } | Said::Settled => None,
     }
@@ -171,15 +171,16 @@ mod tests {
             let code = error.code();
             let bytes = serde_json::to_vec(&Said::Failed(error.into())).unwrap();
             let Said::Failed(fault) = serde_json::from_slice(&bytes).unwrap() else { panic!() };
-            assert_eq!(fault.into_error(layer()).code(), code);
+            assert_eq!(fault.into_error(layer(), "unpacker").code(), code);
         }
-        let text = Fault::Layer { why: "nonsense".into() }.into_error(layer()).to_string();
+        let text = Fault::Layer { why: "nonsense".into() }.into_error(layer(), "unpacker").to_string();
         assert!(text.contains(&layer().to_string()) && text.contains("nonsense"), "{text}");
     }
 
     #[test]
     fn text_of_an_unpacker_cannot_act_on_a_terminal_or_flood_a_log() {
-        let text = Fault::Layer { why: format!("\x1b[2J{}", "x".repeat(1 << 20)) }.into_error(layer()).to_string();
+        let text =
+            Fault::Layer { why: format!("\x1b[2J{}", "x".repeat(1 << 20)) }.into_error(layer(), "unpacker").to_string();
         assert!(!text.contains('\x1b') && text.len() < 4096, "{}", text.len());
     }
 }

@@ -36,7 +36,7 @@ const UNPACKER: usize = 1;
 
 /// Passes `source` through both and waits for what they say.
 pub(super) fn run(
-    start: &Unpacker,
+    starter: &Unpacker,
     source: &mut impl BufRead,
     staged: &Staged,
     promise: Promise,
@@ -45,7 +45,7 @@ pub(super) fn run(
     asks: &OwnedFd,
 ) -> Result<(DiffId, Rest)> {
     let Promise { packing, diff_id: layer, .. } = promise;
-    let internal = |errno: Errno| Error::Unpacker { layer, why: format!("no pipe for its unpacker: {errno}") };
+    let internal = |errno: Errno| Error::Unpacker { layer, why: format!("no pipe for its processes: {errno}") };
     let (packed, ours) = pipe().map_err(internal)?;
     rustix::io::ioctl_fionbio(&ours, true).map_err(internal)?;
     let (plain, theirs) = pipe().map_err(internal)?;
@@ -54,33 +54,32 @@ pub(super) fn run(
     let task = Task { layer, job: Job::Unpack, xattrs: staged.xattrs(), limits, fds: &[], lowers: &[] };
     let fds = &[folder.as_fd(), plain.as_fd(), asks.as_fd()];
     // The first: when it ends, whatever ended the other, whoever waits for the network is woken.
-    let unpacker = Process::start(start, switch, Some(&reserve), &Task { fds, ..task })?;
+    let unpacker = Process::start(starter, switch, Some(&reserve), &Task { fds, ..task })?;
     let fds = &[packed.as_fd(), theirs.as_fd()];
-    let decoder = Process::start(start, switch, None, &Task { job: Job::Decode(packing), fds, ..task })?;
+    let decoder = Process::start(starter, switch, Some(&reserve), &Task { job: Job::Decode(packing), fds, ..task })?;
     drop((packed, theirs, plain, folder));
     for process in [&decoder, &unpacker] {
-        start.note(process.confined()?);
+        starter.note(process.confined()?);
     }
     let both = [&decoder, &unpacker];
-    let first = match pour(source, &ours, both, limits)? {
-        Some(first) => first,
-        None => {
-            drop(ours);
-            watch(&both, None, limits.unpack_stall)?
-        }
-    };
-    // Without a word about the end of the bytes it is the cause, whatever becomes of the decoder.
+    let first = pour(source, &ours, both, limits)?;
+    // Where the unpacker has said that it is done, or short of bytes, the decoder's are at their end, too.
+    drop(ours);
+    let first = first.map_or_else(|| watch(&both, None, limits.unpack_stall), Ok)?;
     let early = if first == Woken::Said(UNPACKER) { Some(unpacker.verdict()?) } else { None };
-    let plain = match decoder.verdict()? {
+    let sum = match decoder.verdict()? {
         Said::Decoded { plain } => Some(plain),
         Said::Unread => None,
         said => return Err(decoder.nonsense(&said)),
     };
     let unpacked = early.map_or_else(|| unpacker.verdict(), Ok)?;
-    match (plain, unpacked) {
-        (Some(plain), Said::Unpacked { rest }) => Ok((plain, rest)),
-        (_, Said::Short(fault)) => Err(fault.into_error(layer)),
-        (None, Said::Unpacked { .. }) => Err(decoder.nonsense(&Said::Unread)),
+    match (sum, unpacked) {
+        (Some(sum), Said::Unpacked { rest }) => Ok((sum, rest)),
+        (_, Said::Short(fault)) => Err(unpacker.failed(fault)),
+        (None, Said::Unpacked { .. }) => {
+            let why = "its unpacker says that all is unpacked, its decoder that not all was read".to_owned();
+            Err(Error::Unpacker { layer, why })
+        }
         (_, said) => Err(unpacker.nonsense(&said)),
     }
 }
