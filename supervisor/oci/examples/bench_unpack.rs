@@ -17,7 +17,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use molt_core::ids::{Digest, ImageRef};
@@ -176,14 +176,15 @@ fn once(client: &Client, reference: &ImageRef, dir: &Path) -> Fallible<Took> {
 
 /// Processor time so far in milliseconds, of this process and of those it waited for. getrusage(2).
 fn processor() -> Fallible<f64> {
-    let mut all = 0.0;
+    let mut all = Duration::ZERO;
     for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
         let usage = getrusage(who)?;
         for time in [usage.user_time(), usage.system_time()] {
-            all += time.tv_sec() as f64 * 1e3 + time.tv_usec() as f64 / 1e3;
+            all += Duration::from_secs(u64::try_from(time.tv_sec())?)
+                + Duration::from_micros(u64::try_from(time.tv_usec())?);
         }
     }
-    Ok(all)
+    Ok(all.as_secs_f64() * 1e3)
 }
 
 /// The most kilobytes that the processes of `program` were seen to have for themselves, until it is over.

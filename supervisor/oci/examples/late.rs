@@ -15,7 +15,7 @@ fn main() {
     let length = recv(&control, &mut order[..], RecvFlags::PEEK).map_or(0, |(length, _)| length);
     let _ = control.into_raw_fd();
     let order: serde_json::Value = serde_json::from_slice(order.get(..length).unwrap_or_default()).unwrap_or_default();
-    if order["job"] == "Unpack" {
+    if order.get("job").is_some_and(|job| job == "Unpack") {
         molt_oci::unpacker::run()
     }
     late()

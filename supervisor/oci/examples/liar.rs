@@ -23,7 +23,7 @@ fn lie() -> Result<(), Box<dyn Error>> {
     let mut fds = molt_sys::socket::receive(&control, &mut order)?.ok_or("no order")?.into_iter();
     let order: Value = serde_json::from_slice(&order)?;
     let first = fds.next().ok_or("no descriptor")?;
-    if order["job"] == "Unpack" { plant(&control, first) } else { claim(&control, &first) }
+    if order.get("job").is_some_and(|job| job == "Unpack") { plant(&control, first) } else { claim(&control, &first) }
 }
 
 fn say(control: &OwnedFd, said: &Value) -> io::Result<()> {

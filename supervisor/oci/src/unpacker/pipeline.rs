@@ -72,8 +72,8 @@ pub(super) fn run(
         Said::Unread => None,
         said => return Err(decoder.nonsense(&said)),
     };
-    let unpacked = early.map_or_else(|| unpacker.verdict(), Ok)?;
-    match (sum, unpacked) {
+    let outcome = early.map_or_else(|| unpacker.verdict(), Ok)?;
+    match (sum, outcome) {
         (Some(sum), Said::Unpacked { rest }) => Ok((sum, rest)),
         (_, Said::Short(fault)) => Err(unpacker.failed(fault)),
         (None, Said::Unpacked { .. }) => {
