@@ -3,9 +3,8 @@
 //!
 //! In: `bench_unpack FILES BYTES gzip|zstd DIR ROUNDS UNPACKER`: a layer of so many files of so many bytes each is made; or
 //! `bench_unpack LAYOUT DIR ROUNDS UNPACKER`: the image of an OCI layout. DIR is a folder for stores, UNPACKER the example
-//! `unpacker` or Molt's own file. Out: the medians and minima of both, the
-//! median of the ratios of neighbours, and the most memory (PSS) that the confined processes were seen to have together. Must not: count the
-//! removal of a store.
+//! `unpacker` or Molt's own file. Out: the medians and minima of both, the median of the ratios of neighbours, and the most
+//! memory (PSS) that the confined processes were seen to have together. Must not: count the removal of a store.
 
 use std::{
     error::Error,

@@ -1,5 +1,5 @@
-//! An honest unpacker, and a decoder that sends half of a header and ends without a word, but only when the unpacker has long
-//! seen the end of its bytes.
+//! An honest unpacker, and a decoder that sends half of a header and ends without a word, but only when the unpacker has
+//! long seen the end of its bytes.
 //!
 //! In: an order as `molt` gives it. Out: status 3. The suites start it in the place of both, to see which of them is told.
 

@@ -1,5 +1,5 @@
-//! A decoder and an unpacker that were both taken over by the bytes of a layer: behind its walls, the one puts a file of its
-//! own into the folder, and the other claims that this is what unpacks to the `diff_id` which the bytes name.
+//! A decoder and an unpacker that were both taken over by the bytes of a layer: behind its walls, the unpacker puts a file of
+//! its own into the folder, and the decoder claims that what it sent has the `diff_id` which the bytes name.
 //!
 //! In: an order as `molt` gives it; a blob that is the text of a `diff_id`. Out: a verdict that is a lie. The suites start
 //! it in the place of both.

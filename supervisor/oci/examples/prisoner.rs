@@ -2,7 +2,8 @@
 //! tries one thing, and says what came of it: `ok`, or the error. `free` does the same without walls, so that it is seen
 //! that they make the difference.
 //!
-//! In: `prisoner free|confined|sealed|unfiltered FOLDER LOWER OUTSIDE WHAT`, a socket on descriptor 0. Out: one line. The suites run it.
+//! In: `prisoner free|confined|sealed|unfiltered FOLDER LOWER OUTSIDE WHAT`, a socket on descriptor 0. Out: one line. The
+//! suites run it.
 
 use std::{
     fs::File,

@@ -211,3 +211,22 @@ fn say(control: &OwnedFd, said: &Said) {
         let _ = rustix::io::write(control, &bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The decoder may have been taken over, and with it the count that it keeps.
+    #[test]
+    fn no_more_plain_bytes_are_taken_than_a_layer_may_have() {
+        for (limit, taken) in [(9, false), (10, true), (11, true)] {
+            let (read, write) = rustix::pipe::pipe().unwrap();
+            File::from(write).write_all(b"0123456789").unwrap();
+            let mut plain = Ending { pipe: File::from(read), left: limit, reached: false };
+            let mut bytes = [0; 4];
+            let read: std::io::Result<Vec<_>> = (0..3).map(|_| plain.read(&mut bytes)).collect();
+            assert_eq!(read.is_ok(), taken, "{limit}: {read:?}");
+            assert!(plain.reached);
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! Unpackers and decoders from outside: what they may not do, and what becomes of a fetch when one is killed, stopped or
 //! left alone.
 //!
-//! In: the examples `prisoner` and `unpacker`. Out: outcomes, and nothing left behind.
+//! In: the examples `prisoner`, `unpacker` and `late`. Out: outcomes, and nothing left behind.
 
 use std::{
     fs,
@@ -215,11 +215,7 @@ impl Slow {
     }
 
     fn fetch(&self) -> Result<(), Error> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let resolved = self.client.resolve(&self.reference, &Platform::host(), &()).await?;
-            self.client.fetch(&resolved, self.store(), &()).await.map(drop)
-        })
+        fetch_by(&self.client, &self.reference, self.store())
     }
 
     fn assert_nothing_left(&self) {
@@ -276,11 +272,15 @@ fn a_killed_one_is_a_failed_fetch_that_leaves_nothing() {
 /// Fetches the image of the layout at `layout`.
 fn fetch(place: &Place, by: Arc<Unpacker>) -> Result<(), Error> {
     let client = Client::new(&Registries::default(), Limits::default()).unwrap().confined(by);
-    let reference: ImageRef = format!("oci:{}", place.path("layout").display()).parse().unwrap();
+    let reference = format!("oci:{}", place.path("layout").display()).parse().unwrap();
+    fetch_by(&client, &reference, &place.store)
+}
+
+fn fetch_by(client: &Client, reference: &ImageRef, store: &Store) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let resolved = client.resolve(&reference, &Platform::host(), &()).await?;
-        client.fetch(&resolved, &place.store, &()).await.map(drop)
+        let resolved = client.resolve(reference, &Platform::host(), &()).await?;
+        client.fetch(&resolved, store, &()).await.map(drop)
     })
 }
 
